@@ -1,0 +1,306 @@
+"""The manifest: what a bundle is, what its graphs take and give, and what it scored.
+
+`Manifest` is read by the runtime and written by the export; its JSON has the same field names.
+`PRECISION_MEANING` says what a precision means on each backend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.contract.errors import ManifestError
+from runtime.contract.outputs import TASKS, TensorSpec
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+METADATA_KEY = "kestrel.manifest"  # the manifest's place in an ONNX file's metadata_props
+PRECISIONS = ("fp32", "fp16", "int8", "mixed")
+
+# What runs when a precision is asked for. "trunk" is everything before the selection.
+PRECISION_MEANING: dict[str, dict[str, str]] = {
+    "onnxruntime": {
+        "fp32": "float32 throughout",
+        "fp16": "fp16 weights, computed in float32: a CPU never computes in fp16",
+        "int8": "int8 convolutions with float32 between them",
+        "mixed": "as the file says, fp16 computed in float32",
+    },
+    "openvino": {
+        "fp32": "float32 (asked for by hint); bf16 trunk with the option inference_precision=bf16",
+        "fp16": "fp16 weights, computed in float32 or bf16",
+        "int8": "int8 convolutions, float32 between them",
+        "mixed": "as the file says, fp16 computed in float32 or bf16",
+    },
+    "tensorrt": {
+        "fp32": "float32 (TF32 off)",
+        "fp16": "fp16 trunk and heads; scores, decode, IoU and top-k float32",
+        "int8": "int8 convolutions, the rest float32; scores, decode, IoU and top-k float32",
+        "mixed": "as the file says",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InputGeometry:
+    """How a frame becomes the network's input (`runtime/preprocess.py` is the definition).
+
+    Attributes:
+        height, width: of the network input, in pixels.
+        dtype: always uint8.
+        colour: order of the channels the graph takes; always bgr.
+        resize: "letterbox" keeps the aspect and pads; "stretch" does not.
+        interpolation: "linear", as OpenCV's INTER_LINEAR.
+        alignment: "centre" pads both sides, "top_left" pads right and bottom.
+        pad_value: 0..255, for every channel.
+    """
+
+    height: int
+    width: int
+    dtype: str = "uint8"
+    colour: str = "bgr"
+    resize: str = "letterbox"
+    interpolation: str = "linear"
+    alignment: str = "centre"
+    pad_value: int = 114
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One graph of a bundle: its files and their hashes.
+
+    Attributes:
+        files: precision -> file name, e.g. {"fp32": "model.fp32.onnx"}.
+        plugin_files: precision -> the same graph with KestrelSelect and KestrelNms as nodes.
+        cpu_files: precision -> a file for CPUs only (int8 with uint8 activations).
+        sha256: file name -> hexadecimal hash, external data files included.
+    """
+
+    files: dict[str, str]
+    plugin_files: dict[str, str] = field(default_factory=dict)
+    cpu_files: dict[str, str] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """Thresholds where the caller gives none: 0..1; a score must exceed its own."""
+
+    score_threshold: float = 0.3
+    iou_threshold: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Joints:
+    """Names, skeleton (pairs of joint indices), left-right pairs and COCO sigmas."""
+
+    names: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    sigmas: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle is. Field names are the keys of manifest.json.
+
+    Attributes:
+        schema: of this file; a runtime reads up to its own SCHEMA.
+        model, variant: names for people; nothing branches on them.
+        task: one of runtime.contract.outputs.TASKS; this is what code branches on.
+        classes: names by index. category_ids: the data set's own ids, gaps allowed.
+        inputs, outputs: of every graph of a one-graph bundle.
+        geometry: the network input.
+        graphs: "model", or "key" and "nonkey".
+        batches: batch sizes that sessions specialise to.
+        state: output name -> input name, for temporal models.
+        precisions: those that the graphs hold files for.
+        max_detections: M. num_candidates: T, rows that enter suppression.
+        calibration: {images_sha256, method} or empty.
+        training: {data, checkpoint_sha256, ...}.
+        scores: {"street val AP": 0.5, ...}. created: ISO 8601. version: of Kestrel.
+    """
+
+    schema: int
+    model: str
+    variant: str
+    task: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    geometry: InputGeometry
+    graphs: dict[str, Graph]
+    precisions: tuple[str, ...]
+    batches: tuple[int, ...] = (1, 4)
+    state: dict[str, str] = field(default_factory=dict)
+    defaults: Defaults = field(default_factory=Defaults)
+    max_detections: int = 100
+    num_candidates: int = 300
+    joints: Joints | None = None
+    calibration: dict[str, str] = field(default_factory=dict)
+    training: dict[str, str] = field(default_factory=dict)
+    licence: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+    created: str = ""
+    version: str = ""
+
+    def sizes(self, batch: int) -> dict[str, int]:
+        """The letters of `runtime.contract.outputs` in numbers, for one batch size."""
+        sizes = {
+            "B": batch,
+            "H": self.geometry.height,
+            "W": self.geometry.width,
+            "K": len(self.classes),
+            "M": self.max_detections,
+            "T": self.num_candidates,
+        }
+        if self.joints is not None:
+            sizes["J"] = len(self.joints.names)
+        return sizes
+
+    def to_json(self, *, is_complete: bool = True) -> str:
+        """The manifest as JSON; the copy inside an ONNX file leaves out hashes and scores."""
+        document = dataclasses.asdict(self)
+        if not is_complete:
+            document.pop("scores")
+            document["graphs"] = {
+                name: {**graph, "sha256": {}} for name, graph in document["graphs"].items()
+            }
+        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, origin: str) -> Manifest:
+        """Read and check a manifest; `origin` names it in errors.
+
+        Raises:
+            ManifestError: not JSON, a newer schema, a missing, unknown or wrong field.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ManifestError(
+                f"{origin} is not JSON ({error}); expected a bundle's manifest. Export again."
+            ) from None
+        if not isinstance(document, dict):
+            raise ManifestError(f"{origin} holds no JSON object. Export the bundle again.")
+        schema = document.get("schema")
+        if not isinstance(schema, int) or schema < 1:
+            raise ManifestError(
+                f"{origin} has manifest schema {schema!r}; expected 1 to {SCHEMA}. Export again."
+            )
+        if schema > SCHEMA:
+            raise ManifestError(
+                f"{origin} has manifest schema {schema}; this runtime reads up to {SCHEMA}. "
+                "Upgrade the runtime, or export again with this version."
+            )
+        manifest = _build(cls, document, origin, "")
+        manifest.check(origin)
+        return manifest
+
+    @classmethod
+    def from_file(cls, path: Path) -> Manifest:
+        """Read manifest.json."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ManifestError(f"{path} is not UTF-8 text. Export the bundle again.") from None
+        return cls.from_json(text, origin=str(path))
+
+    def check(self, origin: str) -> None:
+        """Raise ManifestError where fields contradict each other."""
+        problems = (
+            (self.task not in TASKS, f"task {self.task!r}; expected one of {', '.join(TASKS)}"),
+            (not self.classes, "no classes; expected at least one name"),
+            (
+                len(self.category_ids) != len(self.classes),
+                f"{len(self.category_ids)} category_ids for {len(self.classes)} classes",
+            ),
+            (
+                self.geometry.height < 1 or self.geometry.width < 1,
+                f"input size {self.geometry.width}x{self.geometry.height}",
+            ),
+            (
+                self.geometry.resize not in ("letterbox", "stretch"),
+                f"resize {self.geometry.resize!r}; expected letterbox or stretch",
+            ),
+            (not self.graphs, "no graphs; expected at least 'model'"),
+            (
+                not self.batches or min(self.batches) < 1,
+                f"batches {self.batches}; expected positive sizes",
+            ),
+            (self.max_detections < 1, f"max_detections {self.max_detections}; expected 1 or more"),
+        )
+        for is_wrong, what in problems:
+            if is_wrong:
+                raise ManifestError(f"{origin} has {what}. Export the bundle again.")
+        for name, graph in self.graphs.items():
+            absent = [p for p in self.precisions if p not in graph.files]
+            if absent:
+                raise ManifestError(
+                    f"{origin}: graph {name!r} has no file for {', '.join(absent)}. Export again."
+                )
+
+
+_NESTED: dict[tuple[str, str], type] = {
+    ("Manifest", "geometry"): InputGeometry,
+    ("Manifest", "defaults"): Defaults,
+}
+
+
+def _build(kind: type, document: object, origin: str, where: str) -> Any:
+    """Make a dataclass of JSON; a missing or unknown key is an error that names it."""
+    if not isinstance(document, dict):
+        raise ManifestError(f"{origin}: {where or 'manifest'} is no JSON object. Export again.")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in document:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), list(fields), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ManifestError(f"{origin} has unknown field {where}{key!r}{hint} Export again.")
+    values: dict[str, Any] = {}
+    for name, definition in fields.items():
+        if name not in document:
+            is_required = (
+                definition.default is dataclasses.MISSING
+                and definition.default_factory is dataclasses.MISSING
+            )
+            if is_required:
+                raise ManifestError(f"{origin} lacks field {where}{name!r}. Export again.")
+            continue
+        try:
+            values[name] = _read_value(kind, name, document[name], origin, f"{where}{name}.")
+        except (TypeError, AttributeError, KeyError):
+            raise ManifestError(
+                f"{origin} has a wrong value for {where}{name!r}: {document[name]!r}. Export again."
+            ) from None
+    return kind(**values)
+
+
+def _read_value(kind: type, name: str, value: Any, origin: str, where: str) -> Any:
+    nested = _NESTED.get((kind.__name__, name))
+    if nested is not None:
+        return _build(nested, value, origin, where)
+    if name == "joints":
+        return None if value is None else _build(Joints, value, origin, where)
+    if name == "graphs":
+        return {key: _build(Graph, graph, origin, f"{where}{key}.") for key, graph in value.items()}
+    if name in ("inputs", "outputs"):
+        return tuple(TensorSpec(v["name"], v["dtype"], tuple(v["shape"])) for v in value)
+    if name in ("skeleton", "flip_pairs"):
+        return tuple((int(a), int(b)) for a, b in value)
+    if isinstance(value, list):
+        return tuple(value)
+    expected = {f.name: f.type for f in dataclasses.fields(kind)}[name]
+    plain: dict[str, type | tuple[type, ...]] = {"int": int, "str": str, "float": (int, float)}
+    wanted = plain.get(str(expected))
+    if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+        raise TypeError
+    if str(expected).startswith("dict") and not isinstance(value, dict):
+        raise TypeError
+    if str(expected).startswith("tuple"):  # lists were handled above
+        raise TypeError
+    return value

@@ -1,0 +1,78 @@
+"""What every backend offers. A session runs graphs; it knows no task.
+
+A `Session` holds the compiled graphs of one bundle on one backend. A `Stream` holds the buffers
+and the state of one camera. `stream.submit(feeds)` gives a `Ticket` at once; `ticket.result()`
+waits for the arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.generic]
+Feeds: TypeAlias = Mapping[str, Array]
+Results: TypeAlias = dict[str, Array]
+
+
+class Ticket(Protocol):
+    """A submitted inference."""
+
+    def result(self) -> Results:
+        """Wait; give {output name: array}. The arrays are the caller's to keep."""
+        ...
+
+
+class Stream(Protocol):
+    """Buffers and state of one camera. Not to be shared between threads."""
+
+    def submit(self, feeds: Feeds, graph: str = "model") -> Ticket:
+        """Start one inference.
+
+        Args:
+            feeds: {input name: array} of the manifest's dtypes; leading side = batch, which must
+                be one of the manifest's batches. Read until `result` returns.
+            graph: "model", or "key" / "nonkey" of a temporal model.
+
+        Raises:
+            SessionError: unknown graph or input, wrong shape or type.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the buffers; twice is harmless."""
+        ...
+
+
+class Session(Protocol):
+    """Compiled graphs of one bundle on one backend."""
+
+    @property
+    def backend(self) -> str:
+        """"onnxruntime", "openvino", "tensorrt" or "tensorrt_rtx"."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """The device in words, such as "CPU" or "NVIDIA Orin (sm_87)"."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """The bundle's precision that was loaded, such as "fp32"."""
+        ...
+
+    def open_stream(self) -> Stream:
+        """Buffers and state for one more camera."""
+        ...
+
+    def run(self, feeds: Feeds, graph: str = "model") -> Results:
+        """Submit on a stream of the session's own, and wait."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; twice is harmless."""
+        ...
