@@ -1,0 +1,86 @@
+"""Results as JSON lines: one line a frame, whole lines whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runtime.contract.errors import SinkError, one_line
+from runtime.pipeline.sinks.base import FrameResult, Sink, make_folder
+
+STDOUT = "-"
+
+
+class JsonLinesSink(Sink):
+    """Writes {"frame", "time_s", "source", "age_ms", ...} for every frame.
+
+    A line goes out in one unbuffered write, so a killed run leaves whole lines; where the disk is
+    full the last, broken line is taken back.
+
+    Args:
+        path: the file, or "-" for standard output.
+        describe: makes JSON-ready fields of the task's results, such as {"detections": [...]}.
+
+    Raises:
+        SinkError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, describe: Callable[[Any], dict[str, Any]]) -> None:
+        self.target = "standard output" if str(path) == STDOUT else str(path)
+        self._describe = describe
+        self._length = 0  # of the whole lines, in bytes
+        self._is_file = str(path) != STDOUT
+        try:
+            if self._is_file:
+                make_folder(Path(path))
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+                self._descriptor = os.open(path, flags, 0o666)
+            else:
+                sys.stdout.flush()
+                self._descriptor = os.dup(sys.stdout.fileno())
+        except OSError as error:
+            raise SinkError(
+                f"output {self.target} cannot be opened: {one_line(error)}. Choose another place"
+            ) from None
+        self._is_closed = False
+
+    def write(self, result: FrameResult) -> None:
+        record = {
+            "frame": result.frame.index,
+            "time_s": round(result.frame.time_s, 6),
+            "source": result.frame.source,
+            "age_ms": round(result.age_ms, 3),
+            **self._describe(result.results),
+        }
+        line = json.dumps(record, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as error:
+            self._take_back()
+            raise SinkError(
+                f"output {self.target} cannot be written: {one_line(error)}. "
+                f"The lines before frame {result.frame.index} are whole; make room and run again"
+            ) from None
+        self._length += len(line)
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            os.close(self._descriptor)
+        except OSError as error:
+            raise SinkError(f"output {self.target} cannot be closed: {one_line(error)}") from None
+
+    def _take_back(self) -> None:
+        if self._is_file:
+            try:
+                os.ftruncate(self._descriptor, self._length)
+            except OSError:  # a device such as /dev/full
+                return

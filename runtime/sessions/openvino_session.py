@@ -1,0 +1,229 @@
+"""OpenVINO: the fast engine on x86 and Arm CPUs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from runtime.contract.bundle import Bundle
+from runtime.contract.errors import SessionError
+from runtime.sessions.base import Feeds, Results
+from runtime.sessions.feeds import FeedCheck, fed_specs, summarise
+
+_DEVICE = "CPU"
+_INFERENCE_PRECISIONS = ("f32", "bf16", "auto")
+_REQUESTS_PER_STREAM = 2  # one runs while the results of the other are read
+
+
+def open_session(
+    bundle: Bundle,
+    precision: str,
+    *,
+    threads: int | None = None,
+    inference_precision: str = "f32",
+) -> OpenVinoSession:
+    """Compile a bundle's graphs for the CPU.
+
+    Args:
+        bundle: what to load.
+        precision: one of the manifest's; int8 takes the bundle's file for CPUs where it has one.
+        threads: for one inference; None leaves it to OpenVINO.
+        inference_precision: what float layers are computed in: "f32"; "bf16" (several times
+            faster on CPUs with AMX, refused where the CPU has no bf16); "auto", OpenVINO's choice.
+
+    Raises:
+        SessionError: OpenVINO refuses the graph, or a wrong option.
+        BundleError: a file is missing or damaged.
+    """
+    return OpenVinoSession(bundle, precision, threads, inference_precision)
+
+
+class OpenVinoSession:
+    """A bundle in OpenVINO; safe to share between threads, its streams are not.
+
+    Each batch size is compiled on its own, static; those after the first when first fed.
+    """
+
+    backend = "openvino"
+
+    def __init__(
+        self, bundle: Bundle, precision: str, threads: int | None, inference_precision: str
+    ) -> None:
+        import openvino
+
+        self.precision = precision
+        self.state_names = bundle.manifest.state
+        self._manifest = bundle.manifest
+        self._core = openvino.Core()
+        self.device = f"CPU ({self._core.get_property(_DEVICE, 'FULL_DEVICE_NAME').strip()})"
+        self._config = self._configure(threads, inference_precision)
+        self._lock = threading.Lock()
+        self._compiled: dict[tuple[str, int], Any] = {}
+        self._paths: dict[str, str] = {}
+        self._checks: dict[str, FeedCheck] = {}
+        for graph in bundle.manifest.graphs:
+            is_cpu_file = bundle.has_file(graph, precision, "cpu")
+            path = bundle.file(graph, precision, "cpu" if is_cpu_file else "portable")
+            self._paths[graph] = str(path)
+            names = self.compiled(graph, bundle.manifest.batches[0]).inputs
+            fed = fed_specs(bundle.manifest, [each.get_any_name() for each in names])
+            self._checks[graph] = FeedCheck(bundle.manifest, graph, fed)
+        self._own: OpenVinoStream | None = None
+
+    def open_stream(self) -> OpenVinoStream:
+        """Requests and state of one more camera."""
+        return OpenVinoStream(self)
+
+    def run(self, feeds: Feeds, graph: str = "model") -> Results:
+        """Run on a stream of the session's own, and wait. Not from two threads at once."""
+        if self._own is None:
+            self._own = self.open_stream()
+        return self._own.submit(feeds, graph).result()
+
+    def close(self) -> None:
+        """Free the compiled models."""
+        if self._own is not None:
+            self._own.close()
+        self._compiled.clear()
+        self._paths.clear()
+
+    def batch_of(self, feeds: Feeds, graph: str) -> int:
+        """The batch size of the feeds; SessionError where they are not the graph's."""
+        if graph not in self._paths:
+            have = ", ".join(self._paths) or "none: it is closed"
+            raise SessionError(f"no graph {graph!r}; this session has {have}.")
+        return self._checks[graph].batch_of(feeds)
+
+    def compiled(self, graph: str, batch: int) -> Any:
+        """The model compiled for one batch size; compiled here where it was not yet."""
+        with self._lock:
+            model = self._compiled.get((graph, batch))
+            if model is None:
+                model = self._compile(graph, batch)
+                self._compiled[graph, batch] = model
+            return model
+
+    def _compile(self, graph: str, batch: int) -> Any:
+        try:
+            # read_model, not compile_model(path): its cache key would be size and seconds of mtime
+            model = self._core.read_model(self._paths[graph])
+            shapes = {}
+            for each in model.inputs:
+                shape = each.get_partial_shape()
+                if shape.rank.get_length() and shape[0].is_dynamic:
+                    shape[0] = batch
+                shapes[each.get_any_name()] = shape
+            model.reshape(shapes)
+            return self._core.compile_model(model, _DEVICE, self._config)
+        except RuntimeError as error:
+            raise SessionError(
+                f"OpenVINO refuses {self._paths[graph]}: {summarise(error)} "
+                "Export again, or try another backend."
+            ) from None
+
+    def _configure(self, threads: int | None, inference_precision: str) -> dict[str, Any]:
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        if threads is not None:
+            if threads < 1:
+                raise SessionError(f"threads is {threads}; expected 1 or more.")
+            config["INFERENCE_NUM_THREADS"] = threads
+        if inference_precision not in _INFERENCE_PRECISIONS:
+            raise SessionError(
+                f"inference_precision is {inference_precision!r}; "
+                f"expected {', '.join(_INFERENCE_PRECISIONS)}."
+            )
+        capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        if inference_precision == "bf16" and "BF16" not in capabilities:
+            raise SessionError(
+                "this CPU does not compute in bf16. Use inference_precision='f32' or 'auto'."
+            )
+        if inference_precision != "auto":
+            config["INFERENCE_PRECISION_HINT"] = inference_precision
+        return config
+
+
+class OpenVinoStream:
+    """One camera's requests and state."""
+
+    def __init__(self, session: OpenVinoSession) -> None:
+        self._session = session
+        self._rings: dict[tuple[str, int], list[_Request]] = {}
+        self._state: dict[str, Any] = {}  # input name -> the tensor that holds it
+        self._last: OpenVinoTicket | None = None
+
+    def submit(self, feeds: Feeds, graph: str = "model") -> OpenVinoTicket:
+        """Start one inference; with two under way, wait for the older."""
+        batch = self._session.batch_of(feeds, graph)
+        if self._session.state_names and self._last is not None:
+            self._last.collect()  # its state is this one's input
+        ring = self._rings.get((graph, batch))
+        if ring is None:
+            compiled = self._session.compiled(graph, batch)
+            ring = [_Request(compiled, graph) for _ in range(_REQUESTS_PER_STREAM)]
+            self._rings[graph, batch] = ring
+        request = ring.pop(0)
+        ring.append(request)
+        self._last = request.start(feeds, self._state, self._session.state_names)
+        return self._last
+
+    def close(self) -> None:
+        """Wait for what runs, then free the requests."""
+        for ring in self._rings.values():
+            for request in ring:
+                request.finish()
+        self._rings.clear()
+        self._state.clear()
+
+
+class _Request:
+    """An infer request and the ticket whose results it holds."""
+
+    def __init__(self, compiled: Any, graph: str) -> None:
+        self.graph = graph
+        self.handle = compiled.create_infer_request()
+        self._inputs = [each.get_any_name() for each in compiled.inputs]
+        self._outputs = [each.get_any_name() for each in compiled.outputs]
+        self._owner: OpenVinoTicket | None = None
+
+    def start(
+        self, feeds: Feeds, state: dict[str, Any], state_names: dict[str, str]
+    ) -> OpenVinoTicket:
+        import openvino
+
+        self.finish()
+        tensors = []
+        for index, name in enumerate(self._inputs):
+            if name in feeds:
+                array = np.ascontiguousarray(feeds[name])
+                tensor = openvino.Tensor(array, shared_memory=True)
+            elif name in state:
+                tensor = state[name]
+            else:
+                raise SessionError(
+                    f"graph {self.graph!r} needs the state {name!r}, which no frame has set yet. "
+                    "Run the graph 'key' first."
+                )
+            tensors.append(tensor)
+            self.handle.set_input_tensor(index, tensor)
+        self.handle.start_async()
+        self._owner = OpenVinoTicket(self, tensors)
+        for index, name in enumerate(self._outputs):
+            if name in state_names:
+                state[state_names[name]] = self.handle.get_output_tensor(index)
+        return self._owner
+
+    def finish(self) -> None:
+        """Take the results out before the buffers are used again."""
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.collect()
+
+    def copy_results(self, state_names: dict[str, str]) -> Results:
+        self.handle.wait()
+        return {
+            name: self.handle.get_output_tensor(index).data.copy()
+            for index, name in enumerate(self._outputs)
+            if name not in state_names
+        }

@@ -1,0 +1,142 @@
+"""Augmentation for training: what may happen to a sample, and a function that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from training.data.colour import add_noise, blur, jitter_hsv, shift_brightness
+from training.data.geometry import Keep, jitter_affine, warp
+from training.data.mosaic import mosaic
+from training.data.sample import DataError, Sample
+
+MAX_BLUR_SIGMA = 1.5  # pixels
+MAX_NOISE_SIGMA = 12.0  # grey levels of 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augment:
+    """What may happen to a sample. ``Augment.none()`` letterboxes and does nothing else.
+
+    Attributes:
+        flip: chance to mirror left and right.
+        vertical_flip: chance to mirror top and bottom.
+        scale: range of zoom, where 1 is the letterbox; above 1 the picture is cropped by chance.
+        shift: 0 keeps the image centred; 1 lets it lie, or be cropped, anywhere.
+        hsv: gains of hue, saturation and value, 0..1 each.
+        brightness: range added, -b..b, in units of the full range.
+        contrast: range of the factor, 1-c..1+c.
+        blur: chance of a slight Gaussian blur.
+        noise: chance of slight Gaussian noise.
+        mosaic: chance of a mosaic of four.
+        mosaic_scale: range of zoom of a mosaic's parts, where 1 letterboxes to the whole picture.
+        keep_area: a cut object stays if its centre does, or this share of its box.
+        min_side_px: an object goes if its visible box is thinner than this.
+        flip_pairs: joints that change names in a mirror.
+    """
+
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    scale: tuple[float, float] = (0.7, 1.5)
+    shift: float = 1.0
+    hsv: tuple[float, float, float] = (0.015, 0.5, 0.35)
+    brightness: float = 0.1
+    contrast: float = 0.1
+    blur: float = 0.1
+    noise: float = 0.1
+    mosaic: float = 0.0
+    mosaic_scale: tuple[float, float] = (0.5, 1.0)
+    keep_area: float = 0.3
+    min_side_px: float = 1.0
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        shares = ("flip", "vertical_flip", "shift", "brightness", "contrast", "blur", "noise")
+        for name in (*shares, "mosaic", "keep_area"):
+            _expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number 0..1")
+        _expect(all(0 <= gain <= 1 for gain in self.hsv), "hsv", self.hsv, "three gains 0..1")
+        _expect(len(self.hsv) == 3, "hsv", self.hsv, "three gains 0..1")
+        _expect(self.min_side_px >= 0, "min_side_px", self.min_side_px, "0 or more pixels")
+        for name in ("scale", "mosaic_scale"):
+            low, high = getattr(self, name)
+            _expect(0 < low <= high, name, (low, high), "a range 0 < low <= high")
+
+    @classmethod
+    def none(cls) -> Augment:
+        """Nothing but the letterbox."""
+        return cls(
+            flip=0, scale=(1, 1), shift=0, hsv=(0, 0, 0), brightness=0, contrast=0, blur=0, noise=0
+        )
+
+    def without_mosaic(self) -> Augment:
+        """The same, for the last epochs."""
+        return replace(self, mosaic=0.0)
+
+
+def _expect(is_met: bool, name: str, value: object, expected: str) -> None:
+    if not is_met:
+        raise DataError(f"Augment.{name} is {value}; expected {expected}. Correct the recipe.")
+
+
+def augmented(
+    sample: Sample,
+    draw_other: Callable[[], Sample] | None,
+    size_hw: tuple[int, int],
+    augment: Augment,
+    rng: np.random.Generator,
+) -> Sample:
+    """Turn a sample into one of network size, by one map and one pass over its colours.
+
+    Args:
+        sample: any size; not changed.
+        draw_other: gives another sample for a mosaic; may be None where ``augment.mosaic`` is 0.
+        size_hw: (height, width) of the network input, pixels.
+        augment: what may happen.
+        rng: decides all of it; the same state gives the same result.
+
+    Returns:
+        A new sample of that size.
+    """
+    keep = Keep(augment.keep_area, augment.min_side_px)
+    if rng.random() < augment.mosaic:
+        assert draw_other is not None, "a mosaic needs draw_other"
+        result = mosaic(
+            [sample, draw_other(), draw_other(), draw_other()],
+            size_hw,
+            rng,
+            zoom=augment.mosaic_scale,
+            flip=augment.flip,
+            vertical_flip=augment.vertical_flip,
+            keep=keep,
+            flip_pairs=augment.flip_pairs,
+        )
+    else:
+        matrix = _draw_affine(sample.image_hw, size_hw, augment, rng)
+        result = warp(sample, matrix, size_hw, keep=keep, flip_pairs=augment.flip_pairs)
+    result.image = _recoloured(result.image, augment, rng)
+    return result
+
+
+def _draw_affine(
+    image_hw: tuple[int, int], size_hw: tuple[int, int], augment: Augment, rng: np.random.Generator
+) -> np.ndarray:
+    chances = rng.random(2)
+    flips = bool(chances[0] < augment.flip), bool(chances[1] < augment.vertical_flip)
+    zoom = min(size_hw[1] / image_hw[1], size_hw[0] / image_hw[0]) * rng.uniform(*augment.scale)
+    window = (0, 0, size_hw[1], size_hw[0])
+    return jitter_affine(image_hw, window, zoom, rng, shift=augment.shift, flips=flips)
+
+
+def _recoloured(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    if any(augment.hsv):
+        image = jitter_hsv(image, augment.hsv, rng)
+    if augment.brightness or augment.contrast:
+        brightness, contrast = rng.uniform(-1, 1, 2) * (augment.brightness, augment.contrast)
+        image = shift_brightness(image, brightness, 1 + contrast)
+    if rng.random() < augment.blur:
+        image = blur(image, rng.uniform(0.3, MAX_BLUR_SIGMA))
+    if rng.random() < augment.noise:
+        image = add_noise(image, rng.uniform(0, MAX_NOISE_SIGMA), rng)
+    return image

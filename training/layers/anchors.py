@@ -1,0 +1,48 @@
+"""Anchor boxes on the levels of a feature pyramid (RetinaNet, arXiv:1708.02002, section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def level_sizes(size_hw: tuple[int, int], strides: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Height and width of each level: every halving rounds up, as 3x3 convolutions do."""
+    height, width = size_hw
+    return [(-(-height // stride), -(-width // stride)) for stride in strides]
+
+
+def make_anchors(
+    sizes: list[tuple[int, int]],
+    strides: tuple[int, ...],
+    *,
+    base_scale: float,
+    octaves: tuple[float, ...],
+    ratios: tuple[float, ...],
+) -> Tensor:
+    """Anchors of all levels, level by level, row by row, with the shapes innermost.
+
+    Args:
+        sizes: height and width of each level.
+        strides: pixels of the network input per cell, level by level.
+        base_scale: side of a square anchor, in strides.
+        octaves: factors on that side.
+        ratios: height over width; the area stays.
+
+    Returns:
+        (A, 4) float32 as (x1, y1, x2, y2), pixels of the network input; centres lie in the
+        middle of the cells; boxes may reach outside the image.
+    """
+    shapes = torch.tensor(
+        [(o * r**-0.5, o * r**0.5) for o in octaves for r in ratios], dtype=torch.float64
+    )  # (S, 2) as (w, h)
+    levels = []
+    for (height, width), stride in zip(sizes, strides, strict=True):
+        half = shapes * (base_scale * stride / 2)  # (S, 2)
+        ys = (torch.arange(height, dtype=torch.float64) + 0.5) * stride
+        xs = (torch.arange(width, dtype=torch.float64) + 0.5) * stride
+        centre_y, centre_x = torch.meshgrid(ys, xs, indexing="ij")
+        centres = torch.stack((centre_x, centre_y), -1)[:, :, None]  # (h, w, 1, 2)
+        boxes = torch.cat((centres - half, centres + half), -1)  # (h, w, S, 4)
+        levels.append(boxes.reshape(-1, 4))
+    return torch.cat(levels).float()

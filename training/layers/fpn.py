@@ -1,0 +1,64 @@
+"""Feature pyramid P3 to P7 (FPN, arXiv:1612.03144; P6 and P7 as in RetinaNet)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def conv_norm(
+    channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, norm: str = "none"
+) -> nn.Sequential:
+    """A convolution that keeps the size (or halves it, rounding up), and its normalisation.
+
+    Args:
+        norm: "none", "batch" or "group".
+    """
+    has_bias = norm == "none"
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=has_bias)
+    ]
+    if norm != "none":
+        layers.append(make_norm(norm, channels_out))
+    return nn.Sequential(*layers)
+
+
+def make_norm(norm: str, channels: int) -> nn.Module:
+    """A normalisation layer by name: "batch" or "group" (32 groups, fewer where they do not fit)."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)
+    groups = 32
+    while channels % groups:
+        groups //= 2
+    return nn.GroupNorm(groups, channels)
+
+
+class FeaturePyramid(nn.Module):
+    """C3, C4, C5 to P3 ... P7, all with the same number of channels.
+
+    Args:
+        channels_in: of C3, C4, C5.
+        channels: of every output.
+        norm: "none", "batch" or "group".
+    """
+
+    def __init__(self, channels_in: list[int], channels: int, norm: str = "none") -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(conv_norm(c, channels, 1, norm=norm) for c in channels_in)
+        self.outputs = nn.ModuleList(
+            conv_norm(channels, channels, 3, norm=norm) for _ in channels_in
+        )
+        self.p6 = conv_norm(channels, channels, 3, stride=2, norm=norm)
+        self.p7 = conv_norm(channels, channels, 3, stride=2, norm=norm)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """(B, C, h, w) of strides 8, 16, 32 to five maps of strides 8 ... 128."""
+        laterals = [layer(f) for layer, f in zip(self.laterals, features, strict=True)]
+        merged = [laterals[-1]]
+        for lateral in reversed(laterals[:-1]):
+            up = functional.interpolate(merged[0], size=lateral.shape[-2:], mode="nearest")
+            merged.insert(0, lateral + up)
+        pyramid = [layer(m) for layer, m in zip(self.outputs, merged, strict=True)]
+        p6 = self.p6(pyramid[-1])
+        p7 = self.p7(functional.relu(p6))
+        return [*pyramid, p6, p7]

@@ -1,0 +1,196 @@
+"""Checkpoints: one safetensors file whose header holds the spec and the history as JSON.
+
+Two kinds share the format: a release (weights and what they scored) and a run's state (weights,
+average, optimiser, step), from which `--resume` continues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training.errors import CheckpointError
+from training.models import build_model, model_class
+from training.models.base import Model, Spec
+
+FORMAT = 1
+HEADER_KEY = "kestrel"
+WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "weights"
+
+
+def shipped_checkpoint(model: str, variant: str) -> Path:
+    """Where the checkpoint of a variant stands when the project ships one."""
+    return WEIGHTS_FOLDER / f"{model}_{variant}.safetensors"
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_release(
+    path: Path, name: str, model: Model, *, training: dict[str, Any], scores: dict[str, float]
+) -> None:
+    """Write weights, spec and scores; matrices as float16, everything else as float32.
+
+    Halving the matrices is part of the format: load the file again before scoring it.
+    """
+    tensors = {}
+    for key, value in model.state_dict().items():
+        is_matrix = value.is_floating_point() and value.ndim >= 2
+        tensors[key] = (value.half() if is_matrix else value).contiguous().cpu().clone()
+    header = {
+        "format": FORMAT,
+        "model": name,
+        "task": model.task,
+        "spec": json.loads(model.spec.to_json()),
+        "training": training,
+        "scores": scores,
+    }
+    write_tensors(path, tensors, header)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header)})
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {path}: {error}. Free space or choose another --out."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a checkpoint.
+
+    Raises:
+        CheckpointError: no such file, truncated, or not written by this project.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint {path}; expected a .safetensors file. "
+            "Train one with training/train.py, or give its path with --checkpoint."
+        )
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({error}). Copy or train it again."
+        ) from None
+    try:
+        header: dict[str, Any] = json.loads(metadata[HEADER_KEY])
+    except (KeyError, json.JSONDecodeError):
+        raise CheckpointError(
+            f"{path} holds tensors but not this project's header; expected a checkpoint written "
+            "by training/train.py."
+        ) from None
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {header.get('format')!r}; this version reads {FORMAT}. "
+            "Upgrade, or train again."
+        )
+    return header
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, as stored."""
+    with safe_open(path, framework="pt") as stream:
+        return {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+
+
+def load_release(path: Path, name: str | None = None) -> tuple[Model, dict[str, Any]]:
+    """A model with the weights and the spec of a checkpoint.
+
+    Args:
+        path: written by `save_release`.
+        name: the model it is expected to be; None takes what the file says.
+
+    Returns:
+        The model in eval mode, float32, and the file's header.
+
+    Raises:
+        CheckpointError: missing, damaged, of another model, or tensors that do not fit.
+    """
+    header = read_header(path)
+    if "spec" not in header or "state" in header:
+        raise CheckpointError(
+            f"{path} holds the state of a training run; expected a release such as "
+            "best.safetensors beside it."
+        )
+    if name is not None and header["model"] != name:
+        raise CheckpointError(
+            f"{path} is a checkpoint of model {header['model']!r}; expected {name!r}. "
+            f"Use --model {header['model']}, or another checkpoint."
+        )
+    spec_type: type[Spec] = model_class(header["model"]).spec_type
+    model = build_model(header["model"], spec_type.from_json(json.dumps(header["spec"])))
+    tensors = read_tensors(path)
+    expected = model.state_dict()
+    wrong = [
+        key
+        for key in {**expected, **tensors}
+        if key not in tensors or key not in expected or tensors[key].shape != expected[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not fit {header['model']!r}: {len(wrong)} tensors are missing, unknown "
+            f"or of another shape, first {wrong[0]!r}. Train again with this version."
+        )
+    model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
+    return model.eval(), header
+
+
+def load_matching(model: Model, path: Path) -> list[str]:
+    """Start from another checkpoint: copy the tensors that fit; give the names of those that do not."""
+    tensors = read_tensors(path)
+    own = model.state_dict()
+    fitting = {
+        key: tensors[key].to(value.dtype)
+        for key, value in own.items()
+        if key in tensors and tensors[key].shape == value.shape
+    }
+    if not fitting:
+        raise CheckpointError(
+            f"no tensor of {path} fits this model; expected a checkpoint of the same backbone. "
+            "Use --init scratch, or another file."
+        )
+    model.load_state_dict(fitting, strict=False)
+    return [key for key in own if key not in fitting]
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors."""
+    packed = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            packed[f"optimizer.{index}.{key}"] = torch.as_tensor(value).contiguous().clone()
+    return packed
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `pack_optimizer` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,291 @@
+"""The training loop, the same for every model and task."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.data.augment import Augment
+from training.data.records import each_once
+from training.data.sample import Source
+from training.errors import CheckpointError
+from training.loop.averaging import AveragedModel
+from training.loop.checkpoint import (
+    FORMAT,
+    pack_optimizer,
+    read_header,
+    read_tensors,
+    save_release,
+    unpack_optimizer,
+    write_tensors,
+)
+from training.loop.feed import NumberedBatches, NumberedSamples, make_feed
+from training.loop.schedule import lr_factor
+from training.models.base import Model, Recipe, Targets
+from training.tasks import task_module
+
+MAIN_SCORE = "AP"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What belongs to a run and not to a model.
+
+    Attributes:
+        out: folder of last.safetensors, best.safetensors, history.jsonl and TensorBoard's files.
+        precision: "bf16", "fp16" or "no".
+        workers: processes that load data.
+        save_every: steps between saves of the run's state.
+    """
+
+    name: str
+    out: Path
+    seed: int = 0
+    precision: str = "bf16"
+    workers: int = 1
+    save_every: int = 500
+
+
+class Trainer:
+    """Trains one model on one source.
+
+    Args:
+        model: with fresh or copied weights.
+        recipe: how long and how.
+        train, val: sources; val may be None, then the last weights are the best.
+        options: see `RunOptions`.
+        about: goes into the release's header: data set, command.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        recipe: Recipe,
+        train: Source,
+        val: Source | None,
+        options: RunOptions,
+        about: dict[str, Any],
+    ) -> None:
+        self.recipe, self.options, self.about = recipe, options, about
+        self.train_source, self.val_source = train, val
+        self.task = task_module(model.task)
+        mixed = None if options.precision == "no" else options.precision
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
+        model = model.to(memory_format=torch.channels_last)
+        self.average = AveragedModel(model, recipe.ema_decay)
+        optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.average.model.to(self.accelerator.device)
+        self.step = 0
+        self.best: float | None = None
+        self.wait_s = 0.0  # time spent waiting for data
+        self._is_stopping = False
+
+    @property
+    def plain_model(self) -> Model:
+        """The model without accelerate's wrapper."""
+        model: Model = self.accelerator.unwrap_model(self.model)
+        return model
+
+    @property
+    def last_path(self) -> Path:
+        return self.options.out / "last.safetensors"
+
+    @property
+    def best_path(self) -> Path:
+        return self.options.out / "best.safetensors"
+
+    def run(self) -> bool:
+        """Train to the end of the recipe; False when Ctrl-C or SIGTERM ended it early, saved."""
+        self.options.out.mkdir(parents=True, exist_ok=True)
+        handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        writer = SummaryWriter(str(self.options.out / "tensorboard"), purge_step=self.step)
+        try:
+            self._trim_history()
+            with (self.options.out / "history.jsonl").open("a", encoding="utf-8") as history:
+                self._loop(writer, history)
+        finally:
+            writer.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return not self._is_stopping
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._is_stopping:
+            raise KeyboardInterrupt  # asked twice: stop at once
+        self._is_stopping = True
+        tqdm.write("stopping after this step; the run's state will be saved (again: at once)")
+
+    def _loop(self, writer: SummaryWriter, history: Any) -> None:
+        recipe = self.recipe
+        bar = tqdm(
+            total=recipe.steps, initial=self.step, unit="step", dynamic_ncols=True,
+            disable=not self.accelerator.is_main_process, mininterval=1.0,
+        )
+        feed = iter(self._feed())
+        self.model.train()
+        while self.step < recipe.steps and not self._is_stopping:
+            begin = time.perf_counter()
+            images, targets = next(feed)
+            self.wait_s += time.perf_counter() - begin
+            losses, norm = self._train_step(images, targets)
+            self.step += 1
+            total = sum(losses.values())
+            history.write(json.dumps({"step": self.step, "loss": total, **losses}) + "\n")
+            bar.update()
+            if self.step % 10 == 0:
+                bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items()}, refresh=False)
+                for key, value in losses.items():
+                    writer.add_scalar(f"loss/{key}", value, self.step)
+                writer.add_scalar("lr", self.optimizer.param_groups[0]["lr"], self.step)
+                writer.add_scalar("gradient_norm", norm, self.step)
+            if self.step % recipe.validate_every == 0 or self.step == recipe.steps:
+                self._validate(writer)
+            if self.step % self.options.save_every == 0:
+                self._save_state(history)
+        self._save_state(history)
+        bar.close()
+
+    def _feed(self) -> Any:
+        recipe = self.recipe
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        mosaic_end = int(recipe.steps * (1 - recipe.mosaic_off)) * recipe.batch * world
+        augment = Augment(
+            flip=recipe.flip,
+            vertical_flip=recipe.vertical_flip,
+            scale=recipe.scale,
+            hsv=recipe.hsv,
+            mosaic=recipe.mosaic,
+        )
+        samples = NumberedSamples(
+            self.train_source, self.plain_model.spec.size_hw, augment, mosaic_end, self.options.seed
+        )
+        batches = NumberedBatches(self.step, recipe.steps, recipe.batch, rank, world)
+        return make_feed(
+            samples, batches, task=self.plain_model.task, workers=self.options.workers
+        )
+
+    def _train_step(self, images: Tensor, targets: Targets) -> tuple[dict[str, float], float]:
+        recipe = self.recipe
+        factor = lr_factor(
+            self.step, steps=recipe.steps, warm_up=recipe.warm_up, final=recipe.final_lr
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr * factor
+        device = self.accelerator.device
+        prepared = self.plain_model.prepare(images.to(device))
+        with self.accelerator.autocast():
+            raw = self.model(prepared.contiguous(memory_format=torch.channels_last))
+        losses = self.plain_model.loss(raw, targets.to(device))
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            raise CheckpointError(
+                f"the loss became {float(total.detach())} at step {self.step}; the last saved "
+                "state is whole. Resume with a lower --lr."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(total)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        self.optimizer.step()
+        self.average.update(self.plain_model)
+        return {k: float(v.detach()) for k, v in losses.items()}, float(norm)
+
+    def _validate(self, writer: SummaryWriter) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        model = self.average.model
+        if self.val_source is None:
+            self._save_best(model, {})
+            return
+        count = min(self.recipe.validate_images, len(self.val_source))
+        samples = itertools.islice(each_once(self.val_source), count)
+        scores = self.task.evaluate(model, samples, self.val_source.category_ids)
+        for key, value in scores.items():
+            writer.add_scalar(f"val/{key}", value, self.step)
+        shown = ", ".join(f"{k} {scores[k]:.3f}" for k in list(scores)[:4])
+        tqdm.write(f"step {self.step}: {shown} on {count} validation images")
+        if self.best is None or scores[MAIN_SCORE] >= self.best:
+            self.best = scores[MAIN_SCORE]
+            self._save_best(model, scores)
+
+    def _save_best(self, model: Model, scores: dict[str, float]) -> None:
+        training = {**self.about, "steps": self.step, "seed": self.options.seed}
+        save_release(self.best_path, self.options.name, model, training=training, scores=scores)
+
+    def _save_state(self, history: Any) -> None:
+        history.flush()
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model.{k}": v.contiguous() for k, v in self.plain_model.state_dict().items()}
+        average = self.average.model.state_dict()
+        tensors.update({f"average.{k}": v.contiguous() for k, v in average.items()})
+        tensors.update(pack_optimizer(self.optimizer))
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "updates": self.average.updates,
+            "steps": self.recipe.steps,
+            "seed": self.options.seed,
+        }
+        spec = json.loads(self.plain_model.spec.to_json())
+        header = {"format": FORMAT, "model": self.options.name, "spec": spec, "state": state}
+        write_tensors(self.last_path, tensors, header)
+
+    def resume(self) -> None:
+        """Continue from last.safetensors.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or of another model, spec or recipe.
+        """
+        header = read_header(self.last_path)
+        spec = json.loads(self.plain_model.spec.to_json())
+        if header.get("model") != self.options.name or header.get("spec") != spec:
+            raise CheckpointError(
+                f"{self.last_path} is the state of another model or spec; expected "
+                f"{self.options.name!r} with this run's options. Repeat the options it began with."
+            )
+        state = header["state"]
+        if state["steps"] != self.recipe.steps or state["seed"] != self.options.seed:
+            raise CheckpointError(
+                f"{self.last_path} is a run of {state['steps']} steps with seed {state['seed']}; "
+                f"expected {self.recipe.steps} and {self.options.seed}. Repeat its options."
+            )
+        tensors = read_tensors(self.last_path)
+        self.plain_model.load_state_dict(_under(tensors, "model."))
+        self.average.model.load_state_dict(_under(tensors, "average."))
+        unpack_optimizer(self.optimizer, tensors)
+        self.average.updates = state["updates"]
+        self.step, self.best = state["step"], state["best"]
+
+    def _trim_history(self) -> None:
+        path = self.options.out / "history.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()[: self.step]
+            path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay; biases and normalisation without."""
+    decayed, plain = [], []
+    for parameter in model.parameters():
+        (decayed if parameter.ndim >= 2 else plain).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,53 @@
+"""Score a checkpoint: `python training/score.py --checkpoint weights/retinanet_small.safetensors`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from training.errors import TrainingError, run_script
+
+
+def main() -> int:
+    """Print the scores, one line each; write them as JSON where asked."""
+    parser = argparse.ArgumentParser(description="Score a checkpoint on a data set.")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--model", help="refuse checkpoints of other models")
+    parser.add_argument("--data", default="street", help="street, or a COCO, VOC or YOLO folder")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--images", type=int, help="only the first N; default: all")
+    parser.add_argument("--out", type=Path, help="write the scores as JSON")
+    args = parser.parse_args()
+
+    from training.data import each_once, open_data
+    from training.loop.checkpoint import load_release
+    from training.tasks import task_module
+
+    model, _ = load_release(args.checkpoint, args.model)
+    source = open_data(args.data, args.split)
+    if tuple(source.classes) != model.spec.classes:
+        raise TrainingError(
+            f"{args.data} has the classes {', '.join(source.classes)}; the checkpoint knows "
+            f"{', '.join(model.spec.classes)}. Score it on data of its own classes."
+        )
+    count = len(source) if args.images is None else min(args.images, len(source))
+    samples = itertools.islice(each_once(source), count)
+    scores = task_module(model.task).evaluate(model, samples, source.category_ids)
+    for name, value in scores.items():
+        print(f"{name:28} {value:.4f}")
+    print(f"{count} images of {args.data} {args.split}")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        document = {"images": count, "data": args.data, "split": args.split, "scores": scores}
+        args.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

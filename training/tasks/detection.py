@@ -1,0 +1,139 @@
+"""Detection: samples to targets, network output to results, results to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from training.data.geometry import letterbox
+from training.data.sample import Sample
+from training.metrics.detection import GroundTruth, detections_to_coco, score_boxes
+from training.models.base import Model, Targets
+
+SCORE_FLOOR = 0.001  # results below it do not enter AP
+
+
+@dataclass(slots=True)
+class Boxes:
+    """Detections of one image, sorted by falling score.
+
+    Attributes:
+        boxes_xyxy: (N, 4) float32, pixels; of the network input until `to_source`.
+        scores: (N,) float32, 0..1. classes: (N,) int64.
+    """
+
+    boxes_xyxy: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+
+
+def collate(samples: list[Sample]) -> tuple[Tensor, Targets]:
+    """Samples of one size to (B, H, W, 3) uint8 BGR and padded targets."""
+    images = torch.from_numpy(np.stack([s.image for s in samples]))
+    most = max((len(s.classes) for s in samples), default=0)
+    boxes = torch.zeros(len(samples), most, 4)
+    classes = torch.full((len(samples), most), -1, dtype=torch.long)
+    is_crowd = torch.zeros(len(samples), most, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        count = len(sample.classes)
+        boxes[row, :count] = torch.from_numpy(np.asarray(sample.boxes_xyxy, np.float32))
+        classes[row, :count] = torch.from_numpy(np.asarray(sample.classes, np.int64))
+        is_crowd[row, :count] = torch.from_numpy(np.asarray(sample.is_crowd, bool))
+    return images, Targets(boxes, classes, is_crowd)
+
+
+@torch.no_grad()
+def detect(
+    model: Model,
+    images: Tensor,
+    *,
+    score_threshold: float = SCORE_FLOOR,
+    iou_threshold: float | None = None,
+) -> list[Boxes]:
+    """Run a model in eval mode and suppress: the plain reference of what the graphs compute.
+
+    Args:
+        images: (B, H, W, 3) uint8 BGR, network size.
+        score_threshold: a score must exceed it.
+        iou_threshold: None takes the spec's.
+
+    Returns:
+        One `Boxes` per image, at most max_detections rows, pixels of the network input.
+    """
+    spec = model.spec
+    iou_threshold = spec.iou_threshold if iou_threshold is None else iou_threshold
+    prepared = model.prepare(images).contiguous(memory_format=torch.channels_last)
+    found = model.candidates(model(prepared))
+    scores = torch.sigmoid(found.logits)
+    scores = torch.where(scores > score_threshold, scores, 0.0)  # NaN becomes 0 too
+    num_classes = scores.shape[-1]
+    results = []
+    flat = scores.flatten(1)  # (B, A * K)
+    top, pairs = flat.topk(min(spec.num_candidates, flat.shape[1]), dim=1)
+    boxes = found.decode(pairs // num_classes)
+    for row in range(len(images)):
+        is_kept = top[row] > 0
+        box, score = boxes[row][is_kept], top[row][is_kept]
+        label = (pairs[row] % num_classes)[is_kept]
+        keep = batched_nms(box, score, label, iou_threshold)[: spec.max_detections]
+        results.append(
+            Boxes(box[keep].numpy(), score[keep].float().numpy(), label[keep].numpy())
+        )
+    return results
+
+
+def to_source(boxes: Boxes, source_hw: tuple[int, int], size_hw: tuple[int, int]) -> Boxes:
+    """Map boxes from the network input back to the frame they were letterboxed from."""
+    (height, width), (net_h, net_w) = source_hw, size_hw
+    scale = min(net_h / height, net_w / width)
+    new_w, new_h = max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
+    shift = np.array([(net_w - new_w) // 2, (net_h - new_h) // 2] * 2, np.float32)
+    factor = np.array([width / new_w, height / new_h] * 2, np.float32)
+    mapped = (boxes.boxes_xyxy - shift) * factor
+    limit = np.array([width, height] * 2, np.float32)
+    return Boxes(np.clip(mapped, 0, limit).astype(np.float32), boxes.scores, boxes.classes)
+
+
+def evaluate(
+    model: Model, samples: Iterable[Sample], category_ids: tuple[int, ...], *, batch: int = 8
+) -> dict[str, float]:
+    """AP of a model on samples of any size, as COCO defines it, in source pixels.
+
+    Returns:
+        {"AP": 0..1, "AP50": ..., "AP_small": ..., ...} of `training.metrics.detection`.
+    """
+    was_training = model.training
+    model.eval()
+    results: list[dict[str, Any]] = []
+    truth = GroundTruth(model.spec.classes, category_ids)
+    for group in _groups(samples, batch):
+        fitted = [letterbox(sample, model.spec.size_hw) for sample in group]
+        images, _ = collate(fitted)
+        for sample, boxes in zip(group, detect(model, images), strict=True):
+            mapped = to_source(boxes, sample.image.shape[:2], model.spec.size_hw)
+            results.extend(
+                detections_to_coco(
+                    sample.image_id, mapped.boxes_xyxy, mapped.scores, mapped.classes, category_ids
+                )
+            )
+            truth.add(sample)
+    model.train(was_training)
+    return score_boxes(truth.as_coco(), results)
+
+
+def _groups(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    group: list[Sample] = []
+    for sample in samples:
+        group.append(sample)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,173 @@
+"""Train a model: `python training/train.py --model retinanet --data street`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shlex
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from training.errors import TrainingError, run_script
+
+MOST_EPOCHS = 120  # of the default length; --steps and --epochs go beyond
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train a model on a data set.")
+    parser.add_argument("--model", required=True, help="a registered model, such as retinanet")
+    parser.add_argument("--variant", help="default: the model's first")
+    parser.add_argument("--data", default="street", help="street, or a COCO, VOC or YOLO folder")
+    parser.add_argument("--out", type=Path, help="default: runs/train/MODEL_VARIANT_DATA")
+    parser.add_argument("--size", help="network input as WIDTHxHEIGHT; default: the variant's")
+    parser.add_argument("--steps", type=int, help="optimiser steps; default: the recipe's")
+    parser.add_argument("--epochs", type=float, help="in place of --steps")
+    parser.add_argument("--batch", type=int, help="images a step; default: the recipe's")
+    parser.add_argument("--lr", type=float, help="peak learning rate; default: the recipe's")
+    parser.add_argument(
+        "--init",
+        default="auto",
+        help="auto (our shipped weights for other data than street), scratch, or a checkpoint",
+    )
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
+    parser.add_argument("--workers", type=int, default=min(8, max(1, (os.cpu_count() or 2) - 1)))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    return parser.parse_args()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """"640x384" to (384, 640): height and width, each 32 to 4096."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdigit() and 32 <= int(p) <= 4096 for p in parts):
+        raise TrainingError(
+            f"--size {text!r} is no size; expected WIDTHxHEIGHT from 32 to 4096, such as 640x384."
+        )
+    return int(parts[1]), int(parts[0])
+
+
+def main() -> int:
+    """Train; exit status 0, or 130 when stopped early."""
+    args = parse_args()
+    from training.models import model_variant
+
+    variant = model_variant(args.model, args.variant)  # a wrong name fails before slow imports
+    for name in ("steps", "epochs", "batch", "lr"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise TrainingError(f"--{name} {value} is not positive. Give a number above 0.")
+
+    from training.data import open_data
+
+    train = open_data(args.data, "train")
+    val = open_data(args.data, "val")
+    size_hw = variant.spec.size_hw
+    if args.size:
+        size_hw = parse_size(args.size)
+    elif args.data != "street":
+        size_hw = fitted_size(size_hw, [train[i].image_hw for i in range(min(16, len(train)))])
+        print(f"network input {size_hw[1]}x{size_hw[0]}, to fit the images; --size overrides")
+    spec = dataclasses.replace(
+        variant.spec,
+        size_hw=size_hw,
+        classes=tuple(train.classes),
+        category_ids=tuple(train.category_ids),
+    )
+    recipe = adjusted_recipe(variant.recipe, args, len(train))
+    return fit(args, spec, recipe, train, val)
+
+
+def fitted_size(budget_hw: tuple[int, int], images_hw: list[tuple[int, int]]) -> tuple[int, int]:
+    """A network input of as many pixels as `budget_hw` with the images' median aspect.
+
+    Both sides are multiples of 32, at least 64.
+    """
+    aspects = sorted(width / height for height, width in images_hw)
+    aspect = aspects[len(aspects) // 2]
+    area = budget_hw[0] * budget_hw[1]
+    height = max(64, 32 * round((area / aspect) ** 0.5 / 32))
+    width = max(64, 32 * round((area * aspect) ** 0.5 / 32))
+    return height, width
+
+
+def adjusted_recipe(recipe, args: argparse.Namespace, num_samples: int):  # noqa: ANN001, ANN201
+    """The variant's recipe with the command line's changes."""
+    if args.batch:
+        recipe = dataclasses.replace(recipe, batch=args.batch)
+    if args.epochs:
+        steps = max(1, round(args.epochs * num_samples / recipe.batch))
+        recipe = dataclasses.replace(recipe, steps=steps)
+    elif args.steps:
+        recipe = dataclasses.replace(recipe, steps=args.steps)
+    else:  # a small data set is learnt sooner
+        most = max(2000, round(MOST_EPOCHS * num_samples / recipe.batch))
+        recipe = dataclasses.replace(recipe, steps=min(recipe.steps, most))
+    if args.lr:
+        recipe = dataclasses.replace(recipe, lr=args.lr)
+    warm_up = min(recipe.warm_up, max(1, recipe.steps // 10))
+    validate_every = min(recipe.validate_every, recipe.steps)
+    return dataclasses.replace(recipe, warm_up=warm_up, validate_every=validate_every)
+
+
+def fit(args, spec, recipe, train, val) -> int:  # noqa: ANN001
+    """Build, train, score the best checkpoint once more, and say where it lies."""
+    import torch
+
+    from training.loop.checkpoint import load_matching, shipped_checkpoint
+    from training.loop.precision import choose_precision
+    from training.loop.trainer import RunOptions, Trainer
+    from training.models import model_class
+
+    torch.manual_seed(args.seed)
+    data_name = Path(args.data).name
+    out = args.out or Path("runs/train") / f"{args.model}_{spec.variant}_{data_name}"
+    if (out / "last.safetensors").exists() and not args.resume:
+        raise TrainingError(
+            f"{out} already holds a run; nothing was changed. "
+            "Continue it with --resume, or choose another --out."
+        )
+    init = args.init
+    if init == "auto":
+        shipped = shipped_checkpoint(args.model, spec.variant)
+        init = str(shipped) if args.data != "street" and shipped.is_file() else "scratch"
+    options = {"is_backbone_pretrained": recipe.is_backbone_pretrained and init == "scratch"}
+    model = model_class(args.model)(spec, **options)
+    if init != "scratch":
+        left_out = load_matching(model, Path(init))
+        print(f"starting from {init}; {len(left_out)} tensors start fresh")
+    about = {
+        "data": data_name,
+        "command": "python training/train.py " + shlex.join(sys.argv[1:]),
+        "init": Path(init).name,
+    }
+    trainer = Trainer(
+        model,
+        recipe,
+        train,
+        val,
+        RunOptions(
+            name=args.model,
+            out=out,
+            seed=args.seed,
+            precision=choose_precision(args.precision),
+            workers=args.workers,
+        ),
+        about,
+    )
+    if args.resume:
+        trainer.resume()
+        print(f"resuming at step {trainer.step} of {recipe.steps}")
+    if not trainer.run():
+        print(f"stopped at step {trainer.step}; continue with --resume (state in {out})")
+        return 130
+    print(f"best checkpoint: {trainer.best_path}; waited {trainer.wait_s:.0f} s for data")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
