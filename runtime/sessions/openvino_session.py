@@ -208,7 +208,7 @@ class _Request:
             tensors.append(tensor)
             self.handle.set_input_tensor(index, tensor)
         self.handle.start_async()
-        self._owner = OpenVinoTicket(self, tensors)
+        self._owner = OpenVinoTicket(self, tensors, state_names)
         for index, name in enumerate(self._outputs):
             if name in state_names:
                 state[state_names[name]] = self.handle.get_output_tensor(index)
@@ -227,3 +227,34 @@ class _Request:
             for index, name in enumerate(self._outputs)
             if name not in state_names
         }
+
+
+class OpenVinoTicket:
+    """An inference under way."""
+
+    def __init__(self, request: _Request, inputs: list[Any], state_names: dict[str, str]) -> None:
+        self._request: _Request | None = request
+        self._inputs = inputs  # the request reads the caller's arrays in place
+        self._state_names = state_names
+        self._results: Results = {}
+        self._error: SessionError | None = None
+
+    def result(self) -> Results:
+        """Wait; the arrays are copies, the caller's to keep."""
+        self.collect()
+        if self._error is not None:
+            raise self._error
+        return self._results
+
+    def collect(self) -> None:
+        """Wait and copy the results, once; an error is kept for `result`."""
+        request, self._request = self._request, None
+        if request is None:
+            return
+        try:
+            self._results = request.copy_results(self._state_names)
+        except RuntimeError as error:
+            self._error = SessionError(
+                f"OpenVINO failed in graph {request.graph!r}: {summarise(error)}"
+            )
+        self._inputs.clear()

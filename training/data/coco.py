@@ -216,7 +216,11 @@ def _image_record(image: object, folder: Path, defects: Defects) -> Record | Non
 
 
 def _fill(
-    record: Record, annotations: list[dict], index: dict[int | None, int], joints: int, defects: Defects
+    record: Record,
+    annotations: list[dict],
+    index: dict[int | None, int],
+    joints: int,
+    defects: Defects,
 ) -> None:
     """Put the annotations of one image into its record."""
     boxes, classes, crowds, outlines, keypoints = [], [], [], [], []

@@ -128,7 +128,7 @@ def warp_onto(
     Returns:
         A sample whose image is the picture, with the objects of this sample alone.
     """
-    assert matrix[0, 1] == 0 and matrix[1, 0] == 0, "scales, flips and shifts only"
+    assert not matrix[[0, 1], [1, 0]].any(), "scales, flips and shifts only"
     landing = _landing(sample.image_hw, matrix, window)
     _warp_into(sample.image, matrix, canvas, landing)
     return _warp_labels(sample, matrix, canvas, window, keep, flip_pairs)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from runtime.contract.errors import SinkError, one_line
 from runtime.pipeline.sinks.base import FrameResult, Sink, make_folder
@@ -16,22 +14,20 @@ STDOUT = "-"
 
 
 class JsonLinesSink(Sink):
-    """Writes {"frame", "time_s", "source", "age_ms", ...} for every frame.
+    """Writes {"frame", "time_s", "source", "age_ms", and what the results' `to_json` gives}.
 
     A line goes out in one unbuffered write, so a killed run leaves whole lines; where the disk is
     full the last, broken line is taken back.
 
     Args:
         path: the file, or "-" for standard output.
-        describe: makes JSON-ready fields of the task's results, such as {"detections": [...]}.
 
     Raises:
         SinkError: the file cannot be opened.
     """
 
-    def __init__(self, path: str | Path, describe: Callable[[Any], dict[str, Any]]) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.target = "standard output" if str(path) == STDOUT else str(path)
-        self._describe = describe
         self._length = 0  # of the whole lines, in bytes
         self._is_file = str(path) != STDOUT
         try:
@@ -54,7 +50,7 @@ class JsonLinesSink(Sink):
             "time_s": round(result.frame.time_s, 6),
             "source": result.frame.source,
             "age_ms": round(result.age_ms, 3),
-            **self._describe(result.results),
+            **result.results.to_json(),
         }
         line = json.dumps(record, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
         try:

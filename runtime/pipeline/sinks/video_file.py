@@ -9,6 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.contract.errors import SinkError, one_line
 from runtime.pipeline.sinks.base import FrameResult, Sink, make_folder
 from runtime.pipeline.sources.base import Image
@@ -105,7 +107,7 @@ class VideoFileSink(Sink):
     def _add_stream(self, rate: Fraction) -> Any:
         from av.video.reformatter import ColorRange, Colorspace
 
-        stream = self._file.add_stream(CODEC, rate=rate, options=dict(CODEC_OPTIONS))
+        stream: Any = self._file.add_stream(CODEC, rate=rate, options=dict(CODEC_OPTIONS))
         stream.width, stream.height = self._fit.size_wh
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
@@ -120,7 +122,7 @@ class VideoFileSink(Sink):
         import cv2
 
         picture = self._fit(result.frame.image_bgr)
-        planes = cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420)  # (H * 3 / 2, W)
+        planes: Any = cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420)  # (H * 3 / 2, W)
         frame = self._frame_class.from_ndarray(planes, format="yuv420p")
         if self._start_s is None:
             self._start_s = result.frame.time_s
@@ -207,9 +209,9 @@ class PictureFit:
         if full_width - width not in (0, 1) or full_height - height not in (0, 1):
             scale = min(full_width / width, full_height / height)
             width, height = max(round(width * scale), 1), max(round(height * scale), 1)
-            image_bgr = cv2.resize(image_bgr, (width, height)).astype(image_bgr.dtype, copy=False)
+            image_bgr = np.asarray(cv2.resize(image_bgr, (width, height)), np.uint8)
             edge = cv2.BORDER_CONSTANT
         left, top = (full_width - width) // 2, (full_height - height) // 2
         right, bottom = full_width - width - left, full_height - height - top
-        fitted: Image = cv2.copyMakeBorder(image_bgr, top, bottom, left, right, edge)
-        return fitted
+        fitted = cv2.copyMakeBorder(image_bgr, top, bottom, left, right, edge)
+        return np.asarray(fitted, np.uint8)

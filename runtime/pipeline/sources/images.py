@@ -84,7 +84,8 @@ def find_images(uri: str) -> list[Path]:
         found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
         what = f"a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))})"
     else:
-        found = [Path(name) for name in glob.glob(uri, recursive=True) if Path(name).is_file()]
+        names = glob.glob(uri, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
+        found = [Path(name) for name in names if Path(name).is_file()]
         what = "neither a file nor a folder, and no file matches it as a pattern"
     if not found:
         raise SourceError(f"source {uri} is {what}; expected images. Check the path")

@@ -1,0 +1,244 @@
+"""Writing a bundle: from a checkpoint to a folder of checked graphs, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from export.graph.batch_norm import fold_batch_norms
+from export.graph.end_to_end import end_to_end, trace
+from export.graph.lint import lint
+from export.graph.operators import attach_functions
+from export.graph.storage import move_weights, set_metadata
+from export.proof.frames import network_frames
+from runtime.contract.bundle import PRECISION_KEY, hash_file
+from runtime.contract.errors import BundleError
+from runtime.contract.manifest import (
+    MANIFEST_NAME,
+    METADATA_KEY,
+    SCHEMA,
+    Defaults,
+    Graph,
+    InputGeometry,
+    Manifest,
+)
+from runtime.contract.outputs import INPUTS, OUTPUTS
+from runtime.contract.samples import SAMPLES_NAME, Samples, write_samples
+from training.loop.checkpoint import file_sha256, load_release, shipped_checkpoint
+from training.models import model_variant
+from training.models.base import Model
+
+NUM_SAMPLES = 16
+BATCHES = (1, 4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes:
+        model: a registered name. variant: None is the model's first.
+        checkpoint: None is the one that the project ships.
+        size_hw: None is the checkpoint's.
+        out: the bundle's folder.
+        data: frames for the samples: "street", or the path of a data set.
+    """
+
+    model: str
+    variant: str | None
+    checkpoint: Path | None
+    size_hw: tuple[int, int] | None
+    out: Path
+    data: str = "street"
+
+
+def find_checkpoint(options: ExportOptions) -> Path:
+    """The checkpoint to export.
+
+    Raises:
+        BundleError: the project ships none for this variant.
+    """
+    variant = model_variant(options.model, options.variant)
+    if options.checkpoint is not None:
+        return options.checkpoint
+    path = shipped_checkpoint(options.model, variant.spec.variant)
+    if not path.is_file():
+        raise BundleError(
+            f"no checkpoint of {options.model} {variant.spec.variant} is shipped; expected "
+            f"--checkpoint FILE. Train one: python training/train.py --model {options.model} "
+            f"--variant {variant.spec.variant} --data PATH"
+        )
+    return path
+
+
+def write_bundle(options: ExportOptions, report: Callable[[str], None]) -> Manifest:
+    """Export a checkpoint; what stood at `options.out` is replaced only when all is done.
+
+    Args:
+        report: told each step, for the screen.
+
+    Raises:
+        BundleError, CheckpointError: see their messages.
+    """
+    _check_target(options.out)
+    path = find_checkpoint(options)
+    model, header = load_release(path, options.model)
+    if options.size_hw is not None:
+        model.spec = dataclasses.replace(model.spec, size_hw=options.size_hw)
+    report(f"checkpoint {path} ({', '.join(model.spec.classes)})")
+    with _replacing_folder(options.out) as folder:
+        files, graphs = _write_graphs(model, options, header, path, folder)
+        report(f"graphs {', '.join(files)}")
+        manifest = graphs
+        (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        write_samples(folder / SAMPLES_NAME, {"model": make_samples(model, options.data)})
+        report(f"samples: {NUM_SAMPLES} frames with PyTorch's results")
+    return manifest
+
+
+def _write_graphs(
+    model: Model, options: ExportOptions, header: dict[str, Any], path: Path, folder: Path
+) -> tuple[list[str], Manifest]:
+    base = trace(model)
+    fold_batch_norms(base)
+    graph = Graph(
+        files={"fp32": "model.fp32.onnx"}, plugin_files={"fp32": "model.fp32.plugin.onnx"}
+    )
+    manifest = describe(model, options.model, header, path, graph)
+    names = [graph.files["fp32"], graph.plugin_files["fp32"]]
+    portable = attach_functions(base, early_exit=True, inline=True)
+    plugin = attach_functions(base, early_exit=False, inline=False)
+    for proto, target in ((portable, "portable"), (plugin, "plugin")):
+        faults = lint(proto, target=target)
+        if faults:
+            raise BundleError(
+                f"the {target} graph breaks rule {faults[0].rule} at {faults[0].node!r}: "
+                f"{faults[0].message} ({len(faults)} findings). Change the model."
+            )
+    external = "model.fp32.weights"
+    is_external = move_weights(portable, folder, external)
+    if is_external:
+        _share_weights(portable, plugin)
+        names.append(external)
+    text = manifest.to_json(is_complete=False)
+    for proto, name in ((portable, names[0]), (plugin, names[1])):
+        set_metadata(proto, {METADATA_KEY: text, PRECISION_KEY: "fp32"})
+        (folder / name).write_bytes(proto.SerializeToString(deterministic=True))
+    hashes = {name: hash_file(folder / name) for name in names}
+    complete = dataclasses.replace(graph, sha256=hashes)
+    return names, dataclasses.replace(manifest, graphs={"model": complete})
+
+
+def _share_weights(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
+    """Let the second graph refer to the same places of the external file as the first."""
+    moved = {
+        tensor.name: tensor
+        for tensor in source.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    }
+    for tensor in target.graph.initializer:
+        if tensor.name in moved:
+            tensor.CopyFrom(moved[tensor.name])
+
+
+def describe(
+    model: Model, name: str, header: dict[str, Any], checkpoint: Path, graph: Graph
+) -> Manifest:
+    """The manifest of a model, but for the hashes of its files."""
+    spec = model.spec
+    training = {k: str(v) for k, v in header["training"].items()}
+    training["checkpoint_sha256"] = file_sha256(checkpoint)
+    scores = {k: float(v) for k, v in header["scores"].items() if np.isfinite(v)}
+    return Manifest(
+        schema=SCHEMA,
+        model=name,
+        variant=spec.variant,
+        task=model.task,
+        classes=spec.classes,
+        category_ids=spec.category_ids,
+        inputs=INPUTS[model.task],
+        outputs=OUTPUTS[model.task],
+        geometry=InputGeometry(height=spec.size_hw[0], width=spec.size_hw[1]),
+        graphs={"model": graph},
+        precisions=("fp32",),
+        batches=BATCHES,
+        defaults=Defaults(spec.score_threshold, spec.iou_threshold),
+        max_detections=spec.max_detections,
+        num_candidates=spec.num_candidates,
+        training=training,
+        licence=str(header["training"].get("licence", "")),
+        scores=scores,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        version=version(),
+    )
+
+
+def version() -> str:
+    """Kestrel's version, as installed."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version("kestrel-vision")
+    return "unknown"
+
+
+def make_samples(model: Model, data: str) -> Samples:
+    """Network-size frames and what PyTorch answers, at the default thresholds."""
+    frames = network_frames(data, model.spec.size_hw, NUM_SAMPLES)
+    count, num_classes = len(frames), len(model.spec.classes)
+    feeds = {
+        "image": frames,
+        "score_threshold": np.full((count, num_classes), model.spec.score_threshold, np.float32),
+        "iou_threshold": np.full((count,), model.spec.iou_threshold, np.float32),
+    }
+    feeds = {spec.name: feeds[spec.name] for spec in INPUTS[model.task]}
+    return Samples(feeds=feeds, results=torch_results(model, feeds))
+
+
+def torch_results(model: Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What PyTorch answers, one frame at a time, by the names of the graph's outputs."""
+    module = end_to_end(model)
+    rows: list[list[np.ndarray]] = []
+    count = len(next(iter(feeds.values())))
+    with torch.no_grad():
+        for index in range(count):
+            one = [torch.from_numpy(value[index : index + 1]) for value in feeds.values()]
+            rows.append([output.numpy() for output in module(*one)])
+    names = [spec.name for spec in OUTPUTS[model.task]]
+    return {name: np.concatenate([row[i] for row in rows]) for i, name in enumerate(names)}
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() and not (out / MANIFEST_NAME).is_file():
+        is_empty = out.is_dir() and not any(out.iterdir())
+        if not is_empty:
+            raise BundleError(
+                f"{out} exists and is no bundle; nothing was changed. Choose another --out."
+            )
+
+
+@contextlib.contextmanager
+def _replacing_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place when the block ends well."""
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        old = folder.with_name(folder.name + ".old")
+        if out.exists():
+            out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,206 @@
+"""Type the tensors of a graph: fold the arithmetic on shapes that inlined functions leave, infer with a named batch.
+
+A local function reads the sizes of its inputs with Shape, because one body serves every model. After inlining most of
+them are known numbers; folded, they let shape inference type every tensor and let a reader see TopK's K.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+import onnx.shape_inference
+from onnx import TensorShapeProto
+from onnx.reference import ReferenceEvaluator
+
+ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Mod"}
+ARITHMETIC |= {"Concat", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity"}
+MAX_SIZE = 64  # numbers in a folded tensor: shapes and pads, never data
+MAX_ROUNDS = 10  # each round types more of the graph and so makes more of it foldable; the Kestrel functions need 4
+
+STANDARD = ("", "ai.onnx")
+STAND_IN = 1_000_003  # a prime that no real size equals: the batch while shapes are inferred
+
+
+def known_integers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Give the value of every small int64 tensor of the main graph that is fixed.
+
+    Args:
+        model: with shapes inferred: Shape of a tensor is known as far as the model says its sizes.
+    """
+    graph = model.graph
+    shapes = _known_shapes(graph)
+    values = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) <= MAX_SIZE
+    }
+    for node in graph.node:
+        value = _evaluate(node, values, shapes)
+        if value is not None and value.dtype == np.int64 and value.size <= MAX_SIZE:
+            values[node.output[0]] = value
+    return values
+
+
+def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace fixed integer arithmetic by constants and drop what nothing reads any more; returns a new model."""
+    folded = onnx.ModelProto()
+    folded.CopyFrom(model)
+    for _ in range(MAX_ROUNDS):
+        folded = onnx.shape_inference.infer_shapes(folded, data_prop=True)
+        values = known_integers(folded)
+        changed = False
+        for node in folded.graph.node:
+            if node.op_type not in ("Constant", "") and len(node.output) == 1 and node.output[0] in values:
+                output = node.output[0]
+                tensor = onnx.numpy_helper.from_array(values[output], output)
+                node.CopyFrom(onnx.helper.make_node("Constant", [], [output], name=node.name, value=tensor))
+                changed = True
+        if not changed:
+            break
+    _drop_unread(folded.graph)
+    return folded
+
+
+def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer the shape of every tensor in terms of the batch; returns a new model.
+
+    onnx's inference forgets a symbolic batch at TopK, Slice and Pad, and every shape at a Loop. So the batch is a number
+    while it runs, and what a Loop carries keeps its shape (a Loop for which that is not so is refused by onnx). What nodes
+    of other domains give is taken from the model: inference through a local function finds hardly more than types.
+
+    Args:
+        model: whose only symbolic size, if any, is the first one of its inputs.
+    """
+    name = batch_name(model.graph)
+    typed = onnx.ModelProto()
+    typed.CopyFrom(model)
+    del typed.graph.value_info[:]
+    called = {output for node in model.graph.node if node.domain not in STANDARD for output in node.output}
+    typed.graph.value_info.extend(info for info in model.graph.value_info if info.name in called)
+    _rename_batch(typed.graph, lambda dim: dim.dim_param == name, lambda dim: setattr(dim, "dim_value", STAND_IN))
+    typed = onnx.shape_inference.infer_shapes(typed, strict_mode=True, data_prop=True)
+    while _type_one_loop(typed.graph):
+        typed = onnx.shape_inference.infer_shapes(typed, strict_mode=True, data_prop=True)
+    _rename_batch(typed.graph, lambda dim: dim.dim_value == STAND_IN, lambda dim: setattr(dim, "dim_param", name))
+    _rename_batch(typed.graph, lambda dim: dim.dim_value > STAND_IN, lambda dim: dim.Clear())  # batch times something
+    return typed
+
+
+def batch_name(graph: onnx.GraphProto) -> str:
+    """Give the symbolic first size of the inputs, empty if the batch is fixed."""
+    weights = {tensor.name for tensor in graph.initializer}
+    names = {
+        info.type.tensor_type.shape.dim[0].dim_param
+        for info in graph.input
+        if info.name not in weights and info.type.tensor_type.shape.dim
+    } - {""}
+    if len(names) > 1:
+        raise ValueError(
+            f"the inputs have the batch names {', '.join(sorted(names))}, expected one. "
+            "Export with the same torch.export.Dim for the first size of every input."
+        )
+    return names.pop() if names else ""
+
+
+def _rename_batch(
+    graph: onnx.GraphProto, matches: Callable[[TensorShapeProto.Dimension], bool], change: Callable[[TensorShapeProto.Dimension], None]
+) -> None:
+    """Change the sizes that match, in a graph and in the graphs inside its nodes."""
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        for dim in info.type.tensor_type.shape.dim:
+            if matches(dim):
+                change(dim)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _rename_batch(attribute.g, matches, change)
+
+
+def _type_one_loop(graph: onnx.GraphProto) -> bool:
+    """Give what the first untyped Loop carries the shape it starts with; False if there is none to type."""
+    infos = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
+    typed = {name for name, info in infos.items() if info.type.tensor_type.HasField("shape")}
+    for node in graph.node:
+        starts = node.input[2:]
+        if node.op_type != "Loop" or node.output[0] in typed or not typed.issuperset(starts):
+            continue
+        body = next(attribute.g for attribute in node.attribute if attribute.name == "body")
+        for place, start in enumerate(starts):
+            kind = infos[start].type
+            body.input[2 + place].type.CopyFrom(kind)
+            body.output[1 + place].type.CopyFrom(kind)
+            if node.output[place] in infos:
+                infos[node.output[place]].type.CopyFrom(kind)
+            else:
+                graph.value_info.append(onnx.helper.make_value_info(node.output[place], kind))
+        del body.value_info[:]
+        return True
+    return False
+
+
+def _known_shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
+    """Give the sizes of every tensor whose rank is known, None where a size is not."""
+    shapes: dict[str, list[int | None]] = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        if info.type.tensor_type.HasField("shape"):
+            dims = info.type.tensor_type.shape.dim
+            shapes[info.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+    return shapes
+
+
+def _evaluate(
+    node: onnx.NodeProto, values: dict[str, np.ndarray], shapes: dict[str, list[int | None]]
+) -> np.ndarray | None:
+    """Give the value of a node's only output, or None if it is not fixed or not integer arithmetic."""
+    if node.domain not in STANDARD or len(node.output) != 1:
+        return None
+    if node.op_type == "Shape":
+        sizes = shapes.get(node.input[0])
+        if sizes is None:
+            return None
+        bounds = {attribute.name: attribute.i for attribute in node.attribute}
+        part = sizes[bounds.get("start", 0) : bounds.get("end", len(sizes))]
+        return None if None in part else np.array(part, dtype=np.int64)
+    if node.op_type == "Constant":
+        return np.asarray(ReferenceEvaluator(node).run(None, {})[0]) if _is_small_integer(node) else None
+    if node.op_type in ARITHMETIC and all(name in values for name in node.input if name):
+        feeds = {name: values[name] for name in node.input if name}
+        return np.asarray(ReferenceEvaluator(node).run(None, feeds)[0])
+    return None
+
+
+def _is_small_integer(node: onnx.NodeProto) -> bool:
+    attribute = node.attribute[0]
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        return attribute.t.data_type == onnx.TensorProto.INT64 and math.prod(attribute.t.dims) <= MAX_SIZE
+    return attribute.name in ("value_int", "value_ints") and len(attribute.ints) <= MAX_SIZE
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove nodes none of whose outputs is read, last ones first."""
+    read = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if any(name in read for name in node.output):
+            kept.append(node)
+            read.update(_names_read(node))
+    kept.reverse()
+    del graph.node[:]
+    graph.node.extend(kept)
+    infos = [info for info in graph.value_info if info.name in read]
+    del graph.value_info[:]
+    graph.value_info.extend(infos)
+
+
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    """Give the names a node reads, those inside its subgraphs included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            names.update(output.name for output in attribute.g.output)
+            for inner in attribute.g.node:
+                names |= _names_read(inner)
+    return names

@@ -1,0 +1,71 @@
+"""Export a checkpoint to a bundle of ONNX graphs: `python export/to_onnx.py --model retinanet`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, KestrelError, run_script
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that both export scripts share."""
+    parser.add_argument("--model", required=True, help="a registered model, such as retinanet")
+    parser.add_argument("--variant", help="default: the model's first")
+    parser.add_argument("--checkpoint", type=Path, help="default: the one shipped in weights/")
+    parser.add_argument("--size", help="network input as WIDTHxHEIGHT; default: the checkpoint's")
+    parser.add_argument("--out", type=Path, help="default: runs/MODEL")
+    parser.add_argument("--data", default="street", help="frames for the proof")
+    parser.add_argument("--verify", choices=("quick", "none"), default="quick")
+
+
+def export(args: argparse.Namespace) -> tuple[Path, int]:
+    """Write the bundle and verify it; give its folder and the exit status."""
+    if args.size:
+        parse_size(args.size)  # a wrong size fails before slow imports
+    from export.bundling import ExportOptions, write_bundle
+    from export.verify import verify_bundle
+
+    out = args.out or Path("runs") / args.model
+    options = ExportOptions(
+        model=args.model,
+        variant=args.variant,
+        checkpoint=args.checkpoint,
+        size_hw=parse_size(args.size) if args.size else None,
+        out=out,
+        data=args.data,
+    )
+    write_bundle(options, report=print)
+    print(f"bundle {out}")
+    if args.verify == "none":
+        return out, EXIT_DONE
+    is_passed = verify_bundle(out, checkpoint=args.checkpoint, data=args.data)
+    return out, EXIT_DONE if is_passed else EXIT_VERDICT_FAIL
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """"640x384" to (384, 640): height and width, multiples of 32 from 64 to 4096."""
+    parts = text.lower().split("x")
+    if len(parts) == 2 and all(p.isdigit() for p in parts):
+        width, height = int(parts[0]), int(parts[1])
+        if all(64 <= side <= 4096 and side % 32 == 0 for side in (width, height)):
+            return height, width
+    raise KestrelError(
+        f"--size {text!r} is no size; expected WIDTHxHEIGHT, multiples of 32 from 64 to 4096, "
+        "such as 640x384."
+    )
+
+
+def main() -> int:
+    """Export; exit status 1 where the verdict is "fail"."""
+    parser = argparse.ArgumentParser(description="Export a checkpoint to verified ONNX graphs.")
+    add_arguments(parser)
+    return export(parser.parse_args())[1]
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

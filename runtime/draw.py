@@ -1,0 +1,104 @@
+"""Boxes, labels and captions, drawn into frames fast enough for live video."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.preprocess import Frame
+from runtime.results import Detections
+
+# BGR; neighbours are far apart in hue and lightness, none is close to skin, sky or asphalt.
+PALETTE_BGR = (
+    (60, 76, 231), (113, 204, 46), (219, 152, 52), (15, 196, 241), (182, 89, 155),
+    (34, 126, 230), (156, 188, 26), (180, 105, 255), (0, 215, 175), (255, 144, 30),
+    (71, 99, 255), (50, 205, 154), (235, 206, 0), (147, 20, 255), (30, 225, 225),
+    (225, 105, 65), (122, 160, 255), (0, 165, 110), (211, 85, 186), (208, 224, 64),
+)  # fmt: skip
+_DARK, _LIGHT = (20, 20, 20), (255, 255, 255)
+_LUMA_BGR = (0.114, 0.587, 0.299)
+_BRIGHT_LUMA = 140.0
+_MARGIN = 3
+_LABELS_KEPT = 2048
+
+
+def class_colour(index: int) -> tuple[int, int, int]:
+    """The colour of a class, BGR; the same in every frame, bundle and run."""
+    return PALETTE_BGR[index % len(PALETTE_BGR)]
+
+
+def draw_detections(frame_bgr: Frame, detections: Detections, *, labels: bool = True) -> Frame:
+    """Draw boxes and their labels into a frame, in place.
+
+    Args:
+        frame_bgr: (h, w, 3) uint8, contiguous.
+        detections: boxes in pixels of this frame.
+        labels: write "name 0.87" at each box.
+
+    Returns:
+        The same frame.
+    """
+    import cv2
+
+    thickness, font_scale = _sizes(frame_bgr)
+    corners = np.rint(detections.boxes_xyxy).astype(np.int32).tolist()
+    rows = zip(corners, detections.scores.tolist(), detections.classes.tolist(), strict=True)
+    for (x1, y1, x2, y2), score, index in reversed(list(rows)):  # the surest lies on top
+        colour = class_colour(index)
+        cv2.rectangle(frame_bgr, (x1, y1), (x2 - 1, y2 - 1), colour, thickness)
+        if labels:
+            text = f"{detections.names[index]} {score:.2f}"
+            _paste_label(frame_bgr, _render(text, colour, font_scale), x1, y1, thickness)
+    return frame_bgr
+
+
+def draw_caption(frame_bgr: Frame, lines: Sequence[str]) -> Frame:
+    """Write lines of text into the frame's upper left corner, in place."""
+    _, font_scale = _sizes(frame_bgr)
+    top = _MARGIN
+    for line in lines:
+        label = _render(line, _DARK, font_scale)
+        _paste(frame_bgr, label, _MARGIN, top)
+        top += label.shape[0]
+    return frame_bgr
+
+
+def _sizes(frame_bgr: Frame) -> tuple[int, float]:
+    """Line thickness in pixels and font scale that suit the frame's size."""
+    side = min(frame_bgr.shape[:2])
+    return max(1, round(side / 360)), max(0.4, round(side / 1000, 1))
+
+
+def _paste_label(frame_bgr: Frame, label: Frame, x1: int, y1: int, thickness: int) -> None:
+    """Above the box; inside its upper edge where there is no room above."""
+    top = y1 - label.shape[0] - thickness // 2
+    _paste(frame_bgr, label, x1 - thickness // 2, top if top >= 0 else y1)
+
+
+def _paste(frame_bgr: Frame, label: Frame, left: int, top: int) -> None:
+    """Copy a label into the frame, moved so that as much as fits is seen."""
+    height, width = frame_bgr.shape[:2]
+    left = max(0, min(left, width - label.shape[1]))
+    top = max(0, min(top, height - label.shape[0]))
+    part = label[: height - top, : width - left]
+    frame_bgr[top : top + part.shape[0], left : left + part.shape[1]] = part
+
+
+@functools.lru_cache(_LABELS_KEPT)
+def _render(text: str, colour: tuple[int, int, int], font_scale: float) -> NDArray[np.uint8]:
+    """A label as a small picture: drawing text is slow, and the same labels come every frame."""
+    import cv2
+
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    weight = 1 if font_scale < 1.2 else 2
+    (width, height), below = cv2.getTextSize(text, font, font_scale, weight)
+    size = (height + below + 2 * _MARGIN, width + 2 * _MARGIN, 3)
+    label = np.full(size, colour, np.uint8)
+    luma = sum(part * weight_ for part, weight_ in zip(colour, _LUMA_BGR, strict=True))
+    ink = _DARK if luma > _BRIGHT_LUMA else _LIGHT
+    origin = (_MARGIN, _MARGIN + height)
+    cv2.putText(label, text, origin, font, font_scale, ink, weight, cv2.LINE_AA)
+    return label

@@ -1,0 +1,93 @@
+"""What comes out of the runtime: boxes in pixels of the source frame, without any framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Detection(NamedTuple):
+    """One object.
+
+    Attributes:
+        box_xyxy: (4,) float32, pixels of the source frame.
+        score: 0..1.
+        class_index: index into the bundle's classes.
+        name: of the class.
+    """
+
+    box_xyxy: NDArray[np.float32]
+    score: float
+    class_index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """The objects of one frame, by falling score.
+
+    Attributes:
+        boxes_xyxy: (N, 4) float32, pixels of the source frame, inside it.
+        scores: (N,) float32, 0..1.
+        classes: (N,) int32, indices into `names`.
+        names: of all classes of the bundle.
+    """
+
+    boxes_xyxy: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int32]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        for box, score, index in zip(self.boxes_xyxy, self.scores, self.classes, strict=True):
+            yield Detection(box, float(score), int(index), self.names[index])
+
+    def __getitem__(self, index: slice | NDArray[Any] | list[int]) -> Detections:
+        """A part of them: `detections[detections.scores > 0.5]`, `detections[:10]`."""
+        return Detections(
+            self.boxes_xyxy[index], self.scores[index], self.classes[index], self.names
+        )
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Entries of a COCO results file.
+
+        Args:
+            image_id: the data set's.
+            category_ids: the data set's id of each class, as in the manifest.
+
+        Returns:
+            [{"image_id", "category_id", "bbox": [x, y, width, height], "score"}]
+        """
+        entries = []
+        for box, score, index, _ in self:
+            x1, y1, x2, y2 = box.tolist()
+            entries.append(
+                {
+                    "image_id": image_id,
+                    "category_id": int(category_ids[index]),
+                    "bbox": [round(x1, 3), round(y1, 3), round(x2 - x1, 3), round(y2 - y1, 3)],
+                    "score": round(score, 6),
+                }
+            )
+        return entries
+
+    def to_json(self) -> dict[str, Any]:
+        """{"detections": [{"box_xyxy", "score", "class", "name"}]}, plain Python values."""
+        return {
+            "detections": [
+                {
+                    "box_xyxy": [round(side, 2) for side in box.tolist()],
+                    "score": round(score, 4),
+                    "class": index,
+                    "name": name,
+                }
+                for box, score, index, name in self
+            ]
+        }
