@@ -69,7 +69,7 @@ def draw_caption(frame_bgr: Frame, lines: Sequence[str]) -> Frame:
 def _sizes(frame_bgr: Frame) -> tuple[int, float]:
     """Line thickness in pixels and font scale that suit the frame's size."""
     side = min(frame_bgr.shape[:2])
-    return max(1, round(side / 360)), max(0.4, round(side / 1000, 1))
+    return max(1, round(side / 270)), max(0.4, round(side / 1000, 1))
 
 
 def _paste_label(frame_bgr: Frame, label: Frame, x1: int, y1: int, thickness: int) -> None:

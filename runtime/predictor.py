@@ -87,7 +87,7 @@ class Predictor:
 
     @property
     def backend(self) -> str:
-        """ "onnxruntime", "openvino", "tensorrt" or "tensorrt_rtx"."""
+        """Which of "onnxruntime", "openvino", "tensorrt" and "tensorrt_rtx" runs."""
         return self._session.backend
 
     @property

@@ -110,19 +110,22 @@ class Letterbox:
         """Map boxes (..., 4) from pixels of the network's input to the frame's, clipped to it."""
         points = self.points_to_source(boxes_xyxy.reshape(-1, 2))
         np.maximum(points, 0, out=points)
-        np.minimum(points, np.float32(self.source_hw[::-1]), out=points)
+        np.minimum(points, np.asarray(self.source_hw[::-1], np.float32), out=points)
         return points.reshape(boxes_xyxy.shape)
 
     def points_to_source(self, points_xy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map points (..., 2) from pixels of the network's input to the frame's; not clipped."""
-        mapped = (points_xy - np.float32((self.left, self.top))) * (1 / self._scale_xy())
+        mapped = (points_xy - self._offset_xy()) / self._scale_xy()
         return np.asarray(mapped, np.float32)
 
     def to_network(self, points_xy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map points (..., 2), or boxes (..., 4), from pixels of the frame to the network's."""
         points = np.asarray(points_xy, np.float32)
-        mapped = points.reshape(-1, 2) * self._scale_xy() + np.float32((self.left, self.top))
+        mapped = points.reshape(-1, 2) * self._scale_xy() + self._offset_xy()
         return np.asarray(mapped, np.float32).reshape(points.shape)
+
+    def _offset_xy(self) -> NDArray[np.float32]:
+        return np.asarray((self.left, self.top), np.float32)
 
     def _scale_xy(self) -> NDArray[np.float32]:
         (height, width), (new_h, new_w) = self.source_hw, self.content_hw

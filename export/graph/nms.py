@@ -132,7 +132,9 @@ _EMIT = """
 """
 
 
-def _greedy_step(number: int, *, rank: str, greatest: str, rank_after: str, greatest_after: str) -> str:
+def _greedy_step(
+    number: int, *, rank: str, greatest: str, rank_after: str, greatest_after: str
+) -> str:
     """Write one step: keep the greatest row, put out what it overlaps, find the next greatest.
 
     Args:
@@ -177,7 +179,9 @@ def _greedy_loop(*, early_exit: bool, steps_per_iteration: int) -> str:
     for number in range(steps_per_iteration):
         last = number == steps_per_iteration - 1
         after = ("rank_out", "greatest_out") if last else (f"rank{number}", f"greatest{number}")
-        steps += _greedy_step(number, rank=rank, greatest=greatest, rank_after=after[0], greatest_after=after[1])
+        steps += _greedy_step(
+            number, rank=rank, greatest=greatest, rank_after=after[0], greatest_after=after[1]
+        )
         rank, greatest = after
     if early_exit:
         before = """
@@ -208,7 +212,9 @@ def _greedy_loop(*, early_exit: bool, steps_per_iteration: int) -> str:
 """
 
 
-def nms_function(*, early_exit: bool, steps_per_iteration: int | None = None, opset: int = 18) -> onnx.FunctionProto:
+def nms_function(
+    *, early_exit: bool, steps_per_iteration: int | None = None, opset: int = 18
+) -> onnx.FunctionProto:
     """Build the body of KestrelNms; see the module's docstring for what it computes.
 
     Args:
@@ -219,8 +225,12 @@ def nms_function(*, early_exit: bool, steps_per_iteration: int | None = None, op
     if steps_per_iteration is None:
         steps_per_iteration = 1 if early_exit else 4
     if steps_per_iteration < 1:
-        raise ValueError(f"steps_per_iteration is {steps_per_iteration}, expected at least 1. Leave it out.")
+        raise ValueError(
+            f"steps_per_iteration is {steps_per_iteration}, expected at least 1. Leave it out."
+        )
     check_opset(opset)
     loop = _greedy_loop(early_exit=early_exit, steps_per_iteration=steps_per_iteration)
     body = "".join((_CONSTANTS, _APPEND, _CORNERS, _RANKS, loop, _EMIT))
-    return onnx.parser.parse_function(f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">{_HEADER}{{{body}}}')
+    return onnx.parser.parse_function(
+        f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">{_HEADER}{{{body}}}'
+    )

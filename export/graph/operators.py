@@ -56,7 +56,9 @@ def select_pairs(
     lowest = torch.finfo(torch.float32).min
     cut = _cut(score_threshold, activation)  # (B, K)
     masked = torch.where(logits > cut[:, None, :], logits, lowest).flatten(1)  # (B, A * K)
-    least = masked.topk(candidates, dim=1).values[:, -1]  # topk's values are right, its order of ties is not
+    least = masked.topk(candidates, dim=1).values[
+        :, -1
+    ]  # topk's values are right, its order of ties is not
     scores = logits.new_zeros(logits.shape[0], candidates)
     flat = torch.zeros_like(scores, dtype=torch.int64)
     for row, values in enumerate(masked):
@@ -64,13 +66,17 @@ def select_pairs(
         order = values[at].sort(descending=True, stable=True).indices[:candidates]
         top = values[at[order]]
         tiny = torch.finfo(torch.float32).tiny
-        scores[row, : len(order)] = top.sigmoid().clamp(min=tiny) if activation == "sigmoid" else top
+        scores[row, : len(order)] = (
+            top.sigmoid().clamp(min=tiny) if activation == "sigmoid" else top
+        )
         flat[row, : len(order)] = at[order]
     return scores, flat // logits.shape[2], flat % logits.shape[2]
 
 
 @select_pairs.register_fake
-def _(logits: Tensor, score_threshold: Tensor, candidates: int, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    logits: Tensor, score_threshold: Tensor, candidates: int, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
     _check_select(logits, score_threshold, candidates, activation)
     rows = (logits.shape[0], candidates)
     return (
@@ -105,7 +111,9 @@ def suppress(
     indices = classes.new_zeros(batch, max_detections)
     num_detections = classes.new_zeros(batch, dtype=torch.int32)
     for row in range(batch):
-        kept = _keep_rows(boxes[row], scores[row], classes[row], iou_threshold[row])[:max_detections]
+        kept = _keep_rows(boxes[row], scores[row], classes[row], iou_threshold[row])[
+            :max_detections
+        ]
         num = len(kept)
         num_detections[row] = num
         indices[row, :num] = kept
@@ -154,7 +162,9 @@ def _keep_rows(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: Te
     return torch.cat(kept).sort().values if kept else classes.new_zeros(0)
 
 
-def _check_select(logits: Tensor, score_threshold: Tensor, candidates: int, activation: str) -> None:
+def _check_select(
+    logits: Tensor, score_threshold: Tensor, candidates: int, activation: str
+) -> None:
     if activation not in select.ACTIVATIONS:
         raise ValueError(
             f"activation is {activation!r}, expected one of {', '.join(select.ACTIVATIONS)}. "
@@ -165,13 +175,17 @@ def _check_select(logits: Tensor, score_threshold: Tensor, candidates: int, acti
     select.check_candidates(candidates, num_anchors=logits.shape[1], num_classes=logits.shape[2])
 
 
-def _check_nms(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: Tensor, max_detections: int) -> None:
+def _check_nms(
+    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: Tensor, max_detections: int
+) -> None:
     _check_tensor("boxes", boxes, torch.float32, ("B", "T", "4"))
     _check_tensor("scores", scores, torch.float32, ("B", "T"))
     _check_tensor("classes", classes, torch.int64, ("B", "T"))
     _check_tensor("iou_threshold", iou_threshold, torch.float32, ("B",))
     if max_detections < 1:
-        raise ValueError(f"max_detections is {max_detections}, expected at least 1. Ask for 1 or more.")
+        raise ValueError(
+            f"max_detections is {max_detections}, expected at least 1. Ask for 1 or more."
+        )
 
 
 def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[str, ...]) -> None:
@@ -196,18 +210,28 @@ OUTPUTS: dict[str, dict[str, tuple[str, tuple[int, ...] | None]]] = {
         "det_indices": ("int64", ()),
     },
 }
-ROWS = {select.OP_TYPE: "candidates", nms.OP_TYPE: "max_detections"}  # the attribute that holds the number of rows
+ROWS = {
+    select.OP_TYPE: "candidates",
+    nms.OP_TYPE: "max_detections",
+}  # the attribute that holds the number of rows
 
 
-def _make_node_writer(op_type: str, inputs: dict[str, str], attributes: dict[str, OpSchema.AttrType]) -> OnnxOp:
+def _make_node_writer(
+    op_type: str, inputs: dict[str, str], attributes: dict[str, OpSchema.AttrType]
+) -> OnnxOp:
     """Describe a node to the exporter: ONNX element types of its inputs, types of its attributes."""
     schema = OpSchema(
         op_type,
         select.DOMAIN,
         1,
         inputs=[OpSchema.FormalParameter(name, f"tensor({kind})") for name, kind in inputs.items()],
-        outputs=[OpSchema.FormalParameter(name, f"tensor({kind})") for name, (kind, _) in OUTPUTS[op_type].items()],
-        attributes=[OpSchema.Attribute(name, kind, required=True) for name, kind in attributes.items()],
+        outputs=[
+            OpSchema.FormalParameter(name, f"tensor({kind})")
+            for name, (kind, _) in OUTPUTS[op_type].items()
+        ],
+        attributes=[
+            OpSchema.Attribute(name, kind, required=True) for name, kind in attributes.items()
+        ],
     )
     return OnnxOp(Opset(select.DOMAIN, 1), op_type, schema)
 
@@ -228,10 +252,15 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     def write_select(logits: Any, score_threshold: Any, candidates: int, activation: str) -> Any:  # noqa: ANN401
         return select_node(logits, score_threshold, candidates=candidates, activation=activation)
 
-    def write_nms(boxes: Any, scores: Any, classes: Any, iou_threshold: Any, max_detections: int) -> Any:  # noqa: ANN401
+    def write_nms(
+        boxes: Any, scores: Any, classes: Any, iou_threshold: Any, max_detections: int
+    ) -> Any:  # noqa: ANN401
         return nms_node(boxes, scores, classes, iou_threshold, max_detections=max_detections)
 
-    return {torch.ops.kestrel.select.default: write_select, torch.ops.kestrel.nms.default: write_nms}
+    return {
+        torch.ops.kestrel.select.default: write_select,
+        torch.ops.kestrel.nms.default: write_nms,
+    }
 
 
 def attach_functions(model: onnx.ModelProto, *, early_exit: bool, inline: bool) -> onnx.ModelProto:
@@ -266,7 +295,9 @@ def attach_functions(model: onnx.ModelProto, *, early_exit: bool, inline: bool) 
     return attached
 
 
-def _functions_for(nodes: list[onnx.NodeProto], *, early_exit: bool, opset: int) -> list[onnx.FunctionProto]:
+def _functions_for(
+    nodes: list[onnx.NodeProto], *, early_exit: bool, opset: int
+) -> list[onnx.FunctionProto]:
     """Build the functions that the nodes call; one KestrelSelect body serves a model, so its activations must agree."""
     known = {select.OP_TYPE, nms.OP_TYPE}
     used = {node.op_type for node in nodes}
@@ -290,7 +321,9 @@ def _functions_for(nodes: list[onnx.NodeProto], *, early_exit: bool, opset: int)
 
 
 def _activation(node: onnx.NodeProto) -> str:
-    values = [attribute.s.decode() for attribute in node.attribute if attribute.name == "activation"]
+    values = [
+        attribute.s.decode() for attribute in node.attribute if attribute.name == "activation"
+    ]
     return values[0] if values else "sigmoid"
 
 
@@ -301,11 +334,17 @@ def _type_outputs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     outputs = {output for node in nodes for output in node.output if output}
     others = [info for info in graph.value_info if info.name not in outputs]
     for node in nodes:
-        rows = next(attribute.i for attribute in node.attribute if attribute.name == ROWS[node.op_type])
+        rows = next(
+            attribute.i for attribute in node.attribute if attribute.name == ROWS[node.op_type]
+        )
         for name, (kind, after) in zip(node.output, OUTPUTS[node.op_type].values(), strict=False):
             if name and name not in {output.name for output in graph.output}:
                 shape = [batch] if after is None else [batch, rows, *after]
-                others.append(onnx.helper.make_tensor_value_info(name, TensorProto.DataType.Value(kind.upper()), shape))
+                others.append(
+                    onnx.helper.make_tensor_value_info(
+                        name, TensorProto.DataType.Value(kind.upper()), shape
+                    )
+                )
     del graph.value_info[:]
     graph.value_info.extend(others)
 

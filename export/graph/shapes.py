@@ -53,10 +53,16 @@ def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         values = known_integers(folded)
         changed = False
         for node in folded.graph.node:
-            if node.op_type not in ("Constant", "") and len(node.output) == 1 and node.output[0] in values:
+            if (
+                node.op_type not in ("Constant", "")
+                and len(node.output) == 1
+                and node.output[0] in values
+            ):
                 output = node.output[0]
                 tensor = onnx.numpy_helper.from_array(values[output], output)
-                node.CopyFrom(onnx.helper.make_node("Constant", [], [output], name=node.name, value=tensor))
+                node.CopyFrom(
+                    onnx.helper.make_node("Constant", [], [output], name=node.name, value=tensor)
+                )
                 changed = True
         if not changed:
             break
@@ -78,14 +84,26 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     typed = onnx.ModelProto()
     typed.CopyFrom(model)
     del typed.graph.value_info[:]
-    called = {output for node in model.graph.node if node.domain not in STANDARD for output in node.output}
+    called = {
+        output for node in model.graph.node if node.domain not in STANDARD for output in node.output
+    }
     typed.graph.value_info.extend(info for info in model.graph.value_info if info.name in called)
-    _rename_batch(typed.graph, lambda dim: dim.dim_param == name, lambda dim: setattr(dim, "dim_value", STAND_IN))
+    _rename_batch(
+        typed.graph,
+        lambda dim: dim.dim_param == name,
+        lambda dim: setattr(dim, "dim_value", STAND_IN),
+    )
     typed = onnx.shape_inference.infer_shapes(typed, strict_mode=True, data_prop=True)
     while _type_one_loop(typed.graph):
         typed = onnx.shape_inference.infer_shapes(typed, strict_mode=True, data_prop=True)
-    _rename_batch(typed.graph, lambda dim: dim.dim_value == STAND_IN, lambda dim: setattr(dim, "dim_param", name))
-    _rename_batch(typed.graph, lambda dim: dim.dim_value > STAND_IN, lambda dim: dim.Clear())  # batch times something
+    _rename_batch(
+        typed.graph,
+        lambda dim: dim.dim_value == STAND_IN,
+        lambda dim: setattr(dim, "dim_param", name),
+    )
+    _rename_batch(
+        typed.graph, lambda dim: dim.dim_value > STAND_IN, lambda dim: dim.Clear()
+    )  # batch times something
     return typed
 
 
@@ -106,7 +124,9 @@ def batch_name(graph: onnx.GraphProto) -> str:
 
 
 def _rename_batch(
-    graph: onnx.GraphProto, matches: Callable[[TensorShapeProto.Dimension], bool], change: Callable[[TensorShapeProto.Dimension], None]
+    graph: onnx.GraphProto,
+    matches: Callable[[TensorShapeProto.Dimension], bool],
+    change: Callable[[TensorShapeProto.Dimension], None],
 ) -> None:
     """Change the sizes that match, in a graph and in the graphs inside its nodes."""
     for info in (*graph.input, *graph.value_info, *graph.output):
@@ -143,11 +163,15 @@ def _type_one_loop(graph: onnx.GraphProto) -> bool:
 
 def _known_shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
     """Give the sizes of every tensor whose rank is known, None where a size is not."""
-    shapes: dict[str, list[int | None]] = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    shapes: dict[str, list[int | None]] = {
+        tensor.name: list(tensor.dims) for tensor in graph.initializer
+    }
     for info in (*graph.input, *graph.value_info, *graph.output):
         if info.type.tensor_type.HasField("shape"):
             dims = info.type.tensor_type.shape.dim
-            shapes[info.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+            shapes[info.name] = [
+                dim.dim_value if dim.HasField("dim_value") else None for dim in dims
+            ]
     return shapes
 
 
@@ -165,7 +189,11 @@ def _evaluate(
         part = sizes[bounds.get("start", 0) : bounds.get("end", len(sizes))]
         return None if None in part else np.array(part, dtype=np.int64)
     if node.op_type == "Constant":
-        return np.asarray(ReferenceEvaluator(node).run(None, {})[0]) if _is_small_integer(node) else None
+        return (
+            np.asarray(ReferenceEvaluator(node).run(None, {})[0])
+            if _is_small_integer(node)
+            else None
+        )
     if node.op_type in ARITHMETIC and all(name in values for name in node.input if name):
         feeds = {name: values[name] for name in node.input if name}
         return np.asarray(ReferenceEvaluator(node).run(None, feeds)[0])
@@ -175,7 +203,10 @@ def _evaluate(
 def _is_small_integer(node: onnx.NodeProto) -> bool:
     attribute = node.attribute[0]
     if attribute.type == onnx.AttributeProto.TENSOR:
-        return attribute.t.data_type == onnx.TensorProto.INT64 and math.prod(attribute.t.dims) <= MAX_SIZE
+        return (
+            attribute.t.data_type == onnx.TensorProto.INT64
+            and math.prod(attribute.t.dims) <= MAX_SIZE
+        )
     return attribute.name in ("value_int", "value_ints") and len(attribute.ints) <= MAX_SIZE
 
 

@@ -61,7 +61,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, document: Any, *, indent: int | None = 2) -> None:
     """As `write_bytes`; NaN and infinity, which JSON has not, are a ValueError."""
-    write_text(path, json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        path, json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def unwritable(path: Path, error: OSError) -> SinkError:

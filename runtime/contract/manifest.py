@@ -197,7 +197,7 @@ class Manifest:
                 f"{origin} has manifest schema {schema}; this runtime reads up to {SCHEMA}. "
                 "Upgrade the runtime, or export again with this version."
             )
-        manifest = _build(cls, document, origin, "")
+        manifest: Manifest = _build(cls, document, origin, "")
         manifest.check(origin)
         return manifest
 

@@ -40,9 +40,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     with _mapped(path) as data:
         fields = list(_walk_model(data, path))
-        return dict(
-            _read_entry(data, field) for field in fields if field.number == _MODEL_METADATA
-        )
+        return dict(_read_entry(data, field) for field in fields if field.number == _MODEL_METADATA)
 
 
 def read_external_files(path: Path) -> tuple[str, ...]:

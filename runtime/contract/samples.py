@@ -43,7 +43,7 @@ def write_samples(path: Path, samples: Mapping[str, Samples]) -> None:
         arrays.update({f"{graph}/feeds/{name}": array for name, array in sample.feeds.items()})
         arrays.update({f"{graph}/results/{name}": array for name, array in sample.results.items()})
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def read_samples(path: Path, graph: str = "model") -> Samples | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # The stages in the order in which a frame passes them. "total" is from the start of capture until
-# every sink has the frame; "age" is from the finished capture until the results are there.
+# every sink has the frame, waits between threads included; "age" is until its results are there.
 STAGES = ("capture", "preprocess", "engine", "finish", "draw", "sink", "total", "age")
 CHUNK = 4096  # rows allocated at a time
 PERCENTILES = (50.0, 90.0, 99.0)
@@ -107,3 +108,29 @@ class StageTimes:
         """Every stage that happened."""
         found = {stage: self.spread(stage) for stage in self.stages}
         return {stage: spread for stage, spread in found.items() if spread is not None}
+
+
+class RateMeter:
+    """Frames a second over the last moments, for showing.
+
+    Args:
+        window: frames that are looked back upon.
+        seconds: the same in time; older frames are forgotten.
+    """
+
+    def __init__(self, window: int = 64, seconds: float = 2.0) -> None:
+        self._ticks: deque[float] = deque(maxlen=window)
+        self._seconds = seconds
+
+    def tick(self, now_s: float) -> None:
+        """Note a frame at `now_s` of a rising clock."""
+        self._ticks.append(now_s)
+        while len(self._ticks) > 2 and now_s - self._ticks[0] > self._seconds:
+            self._ticks.popleft()
+
+    @property
+    def fps(self) -> float:
+        """0 until two frames were seen."""
+        if len(self._ticks) < 2 or self._ticks[-1] <= self._ticks[0]:
+            return 0.0
+        return (len(self._ticks) - 1) / (self._ticks[-1] - self._ticks[0])

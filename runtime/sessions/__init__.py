@@ -109,7 +109,8 @@ def choose_precision(bundle: Bundle, precision: str | None, *, on_gpu: bool) -> 
 
 def _open_first(bundle: Bundle, precision: str | None, options: dict[str, Any]) -> Session:
     choose_precision(bundle, precision, on_gpu=False)  # a wrong one is no backend's fault
-    _refuse_unknown_options(options)
+    if options:
+        _refuse_unknown_options(options)
     reasons = []
     for entry in BACKENDS:
         try:
@@ -157,8 +158,7 @@ def _open(
         raise SessionError(
             f"backend {entry.name!r} has no option {unknown[0]!r}; it has {have}. Leave it out."
         )
-    session = opener(bundle, chosen, **entry.fixed, **known)
-    return session
+    return opener(bundle, chosen, **entry.fixed, **known)
 
 
 def why_absent(entry: Backend) -> str:

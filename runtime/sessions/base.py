@@ -52,7 +52,7 @@ class Session(Protocol):
 
     @property
     def backend(self) -> str:
-        """"onnxruntime", "openvino", "tensorrt" or "tensorrt_rtx"."""
+        """Which of "onnxruntime", "openvino", "tensorrt" and "tensorrt_rtx" it is."""
         ...
 
     @property

@@ -41,15 +41,14 @@ class FeedCheck:
             SessionError: a missing or unknown name, a wrong type, shape or batch size.
         """
         first = feeds.get(self._specs[0].name) if self._specs else None
-        batch = first.shape[0] if isinstance(first, np.ndarray) and first.ndim else None
-        expected = self._expected.get(batch) if batch is not None else None
+        batch: int = first.shape[0] if isinstance(first, np.ndarray) and first.ndim else 0
+        expected = self._expected.get(batch)
         if expected is None or len(feeds) != len(expected):
             raise self._explain(feeds)
         for name, dtype, shape in expected:
             array = feeds.get(name)
             if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
                 raise self._explain(feeds)
-        assert batch is not None
         return batch
 
     def _explain(self, feeds: Feeds) -> SessionError:

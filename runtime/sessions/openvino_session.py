@@ -196,7 +196,7 @@ class _Request:
         tensors = []
         for index, name in enumerate(self._inputs):
             if name in feeds:
-                array = np.ascontiguousarray(feeds[name])
+                array = np.require(feeds[name], requirements=("C", "W"))  # copies only if not
                 tensor = openvino.Tensor(array, shared_memory=True)
             elif name in state:
                 tensor = state[name]

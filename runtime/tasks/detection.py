@@ -54,8 +54,8 @@ def thresholds(
             f"iou_threshold has shape {ious.shape}; expected one number or {batch}, one an image."
         )
     return {
-        "score_threshold": np.ascontiguousarray(np.broadcast_to(scores, (batch, num_classes))),
-        "iou_threshold": np.ascontiguousarray(np.broadcast_to(ious, (batch,))),
+        "score_threshold": np.broadcast_to(scores, (batch, num_classes)).copy(),
+        "iou_threshold": np.broadcast_to(ious, (batch,)).copy(),
     }
 
 

@@ -26,7 +26,9 @@ Arrays = dict[str, np.ndarray]
 CASES_PER_CONFIG = 200
 BF16_CASES_PER_CONFIG = 20
 SCORE_TOLERANCE = 2e-6  # sigmoids of two engines; measured up to 1.8e-7
-THRESHOLD_CLEARANCE = 1e-4  # logits keep this distance from log(t / (1 - t)), whose last bit differs between engines
+THRESHOLD_CLEARANCE = (
+    1e-4  # logits keep this distance from log(t / (1 - t)), whose last bit differs between engines
+)
 CHAIN = 64
 
 
@@ -120,7 +122,9 @@ def _add_class_filter(rng: np.random.Generator, image: Arrays) -> None:
 
 
 def _add_class_thresholds(rng: np.random.Generator, image: Arrays) -> None:
-    image["score_threshold"] = rng.choice([-1.0, 0.0, 0.02, 0.5, 0.9, 1.0, 2.0], image["logits"].shape[1])
+    image["score_threshold"] = rng.choice(
+        [-1.0, 0.0, 0.02, 0.5, 0.9, 1.0, 2.0], image["logits"].shape[1]
+    )
 
 
 def _add_multi_label(rng: np.random.Generator, image: Arrays) -> None:
@@ -133,7 +137,9 @@ def _add_chain(rng: np.random.Generator, image: Arrays) -> None:
     length = min(CHAIN, len(image["boxes"]))
     at = rng.permutation(len(image["boxes"]))[:length] if rng.random() < 0.5 else np.arange(length)
     left = np.arange(length) * 10.0
-    image["boxes"][at] = np.stack([left, 0 * left, left + 40, 0 * left + 30], axis=1)  # IoU 0.6, then 1/3
+    image["boxes"][at] = np.stack(
+        [left, 0 * left, left + 40, 0 * left + 30], axis=1
+    )  # IoU 0.6, then 1/3
     image["logits"][:] = -40
     label = rng.integers(0, image["logits"].shape[1], length) if rng.random() < 0.3 else 0
     image["logits"][at, label] = 6 - np.arange(length) * (0.125 if rng.random() < 0.7 else 0.0)
@@ -169,7 +175,9 @@ def _cut(score_threshold: np.ndarray) -> np.ndarray:
     threshold = score_threshold.astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
         cut = np.log(threshold / (1 - threshold))
-    return np.where(threshold <= 0, -np.inf, np.where(threshold >= 1, np.inf, cut)).astype(np.float32)
+    return np.where(threshold <= 0, -np.inf, np.where(threshold >= 1, np.inf, cut)).astype(
+        np.float32
+    )
 
 
 def _make_image(rng: np.random.Generator, config: Config) -> Arrays:
@@ -205,14 +213,18 @@ def _select_by_definition(image: Arrays, candidates: int) -> tuple[np.ndarray, n
         return flat[order], 1 / (1 + np.exp(-value[order].astype(np.float64)))
 
 
-def _keep_by_torchvision(boxes: np.ndarray, classes: np.ndarray, iou_threshold: np.ndarray) -> np.ndarray:
+def _keep_by_torchvision(
+    boxes: np.ndarray, classes: np.ndarray, iou_threshold: np.ndarray
+) -> np.ndarray:
     """Give the rows kept by torchvision's NMS run class by class, in order; rows come best first."""
     finite = np.isfinite(boxes).all(axis=1)
     ranks = torch.arange(len(boxes), 0, -1, dtype=torch.float32)
     kept: list[int] = []
     for label in np.unique(classes[finite]):
         rows = torch.from_numpy(np.flatnonzero(finite & (classes == label)))
-        found = torchvision.ops.nms(torch.from_numpy(boxes)[rows], ranks[rows], float(iou_threshold))
+        found = torchvision.ops.nms(
+            torch.from_numpy(boxes)[rows], ranks[rows], float(iou_threshold)
+        )
         kept += rows[found].tolist()
     return np.array(sorted(kept), dtype=np.int64)
 
@@ -222,12 +234,19 @@ def _suppression_session() -> onnxruntime.InferenceSession:
         "suppress (float[1, T, 4] boxes, float[1, K, T] scores, int64 most, float iou, float score) => (int64[N, 3] kept)"
         "{ kept = NonMaxSuppression(boxes, scores, most, iou, score) }"
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9
+    )
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
 
 
 def _keep_by_onnxruntime(
-    session: onnxruntime.InferenceSession, boxes: np.ndarray, classes: np.ndarray, iou_threshold: np.ndarray
+    session: onnxruntime.InferenceSession,
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    iou_threshold: np.ndarray,
 ) -> np.ndarray:
     """Give the rows kept by ONNX Runtime's NonMaxSuppression, in order; rows come best first.
 
@@ -244,7 +263,12 @@ def _keep_by_onnxruntime(
     scores = np.zeros((1, classes.max() + 1, len(boxes)), np.float32)
     ranks = np.arange(len(boxes), 0, -1, dtype=np.float32)
     scores[0, classes, np.arange(len(boxes))] = np.where(finite, ranks, 0)
-    feeds = {"boxes": boxes[None], "scores": scores, "most": np.array(len(boxes)), "score": np.zeros((), np.float32)}
+    feeds = {
+        "boxes": boxes[None],
+        "scores": scores,
+        "most": np.array(len(boxes)),
+        "score": np.zeros((), np.float32),
+    }
     kept = session.run(None, {**feeds, "iou": np.asarray(iou_threshold)})[0]
     return np.sort(kept[:, 2])
 
@@ -282,7 +306,9 @@ def _build_model(config: Config, *, early_exit: bool) -> onnx.ModelProto:
 def _run_with_onnxruntime(model: onnx.ModelProto) -> Callable[[Arrays], Arrays]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     names = [output.name for output in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
 
@@ -293,7 +319,9 @@ def _run_with_openvino(model: onnx.ModelProto, precision: str) -> Callable[[Arra
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1}
     compiled = core.compile_model(core.read_model(inlined.SerializeToString()), "CPU", settings)
     names = [output.name for output in model.graph.output]
-    return lambda feeds: {name: np.array(array) for name, array in zip(names, compiled(feeds).values(), strict=True)}
+    return lambda feeds: {
+        name: np.array(array) for name, array in zip(names, compiled(feeds).values(), strict=True)
+    }
 
 
 def _make_engines(config: Config) -> dict[str, Callable[[Arrays], Arrays]]:
@@ -307,7 +335,9 @@ def _make_engines(config: Config) -> dict[str, Callable[[Arrays], Arrays]]:
     }
 
 
-def _check_image(got: Arrays, image: Arrays, config: Config, kept_by: dict[str, np.ndarray], flat: np.ndarray) -> None:
+def _check_image(
+    got: Arrays, image: Arrays, config: Config, kept_by: dict[str, np.ndarray], flat: np.ndarray
+) -> None:
     """Compare all outputs for one image with the selection `flat` (n,) and the rows kept of it."""
     count = len(flat)
     anchors, classes = flat // config.classes, flat % config.classes
@@ -321,7 +351,9 @@ def _check_image(got: Arrays, image: Arrays, config: Config, kept_by: dict[str, 
         empty = config.kept - len(kept)
         assert got["num_detections"] == len(kept), name
         assert np.array_equal(got["indices"], np.pad(kept, (0, empty))), name
-        assert np.array_equal(got["classes"], np.pad(classes[kept], (0, empty), constant_values=-1)), name
+        assert np.array_equal(
+            got["classes"], np.pad(classes[kept], (0, empty), constant_values=-1)
+        ), name
         boxes = np.pad(image["boxes"][anchors[kept]], ((0, empty), (0, 0)))
         assert np.array_equal(got["boxes_xyxy"], boxes), name
         assert np.array_equal(got["scores"], np.pad(got["selected_scores"][kept], (0, empty))), name
@@ -344,12 +376,18 @@ def test_select_and_nms_give_the_result_of_their_definition(name: str) -> None:
             boxes, classes = image["boxes"][flat // config.classes], flat % config.classes
             kept_by = {
                 "torchvision": _keep_by_torchvision(boxes, classes, image["iou_threshold"]),
-                "NonMaxSuppression": _keep_by_onnxruntime(suppress, boxes, classes, image["iou_threshold"]),
+                "NonMaxSuppression": _keep_by_onnxruntime(
+                    suppress, boxes, classes, image["iou_threshold"]
+                ),
             }
             for engine, output in outputs.items():
                 got = {key: array[row] for key, array in output.items()}
                 try:
                     _check_image(got, image, config, kept_by, flat)
-                    np.testing.assert_allclose(got["selected_scores"][: len(flat)], scores, atol=SCORE_TOLERANCE)
+                    np.testing.assert_allclose(
+                        got["selected_scores"][: len(flat)], scores, atol=SCORE_TOLERANCE
+                    )
                 except AssertionError as error:
-                    raise AssertionError(f"{engine}, case {number}, image {row}: {error}") from error
+                    raise AssertionError(
+                        f"{engine}, case {number}, image {row}: {error}"
+                    ) from error

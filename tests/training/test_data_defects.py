@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from tiny_data_sets import SCENE, WRITERS, coco_content, voc_object, voc_text
-from tiny_data_sets import write_coco, write_voc, write_yolo
+from tiny_data_sets import (
+    SCENE,
+    WRITERS,
+    coco_content,
+    voc_object,
+    voc_text,
+    write_coco,
+    write_voc,
+    write_yolo,
+)
 
 from training.data import DataError, each_once, open_data
 from training.data.sample import Sample
@@ -218,6 +228,42 @@ def test_boxes_are_cut_to_the_image_when_the_annotation_has_its_size_wrong(tmp_p
     rows = [voc_object("ball", (11, 11, 500, 500)), voc_object("ball", (300, 300, 400, 400))]
     (tmp_path / "Annotations" / "a.xml").write_text(voc_text("a.png", (0, 0), rows))
     assert open_data(tmp_path, "train")[0].boxes_xyxy.tolist() == [[10, 10, 64, 48]]
+
+
+def exif_jpeg(image: np.ndarray, orientation: int) -> bytes:
+    """A JPEG whose EXIF asks viewers to turn it."""
+    plain = cv2.imencode(".jpg", image)[1].tobytes()
+    entry = struct.pack("<HHHIHH", 1, 0x0112, 3, 1, orientation, 0) + b"\0\0\0\0"
+    body = b"Exif\0\0II*\0\x08\0\0\0" + entry
+    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
+
+
+@pytest.mark.parametrize("size_wh", [(64, 48), (48, 64), (0, 0)], ids=str)
+def test_a_turned_photograph_is_read_the_way_it_was_annotated(tmp_path, size_wh):
+    write_voc(tmp_path)
+    image = np.zeros((48, 64, 3), np.uint8)
+    (tmp_path / "JPEGImages" / "a.png").write_bytes(exif_jpeg(image, 6))
+    text = voc_text("a.png", size_wh, [voc_object("ball", (2, 2, 9, 9))])
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    sample = open_data(tmp_path, "train")[0]
+    assert sample.image_hw == ((48, 64) if size_wh == (64, 48) else (64, 48))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.full((48, 64), 7, np.uint8),
+        np.full((48, 64, 4), 7, np.uint8),
+        np.full((48, 64, 3), 7 * 257, np.uint16),
+    ],
+    ids=["grey", "with alpha", "16 bit"],
+)
+def test_every_kind_of_picture_becomes_three_channels_of_bytes(tmp_path, image):
+    write_coco(tmp_path)
+    assert cv2.imwrite(str(tmp_path / "images" / "train" / "a.png"), image)
+    read = open_data(tmp_path, "train")[0].image
+    assert (read.shape, read.dtype) == ((48, 64, 3), np.uint8)
+    assert (read == 7).all()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": []}'], ids=["cut", "list", "no lists"])

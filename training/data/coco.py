@@ -15,11 +15,13 @@ from training.data.records import (
     Defects,
     Record,
     RecordSource,
+    known_size,
     split_by_hash,
     unknown_split,
 )
 from training.data.sample import DataError
 
+FOLDER_FILE = "_annotations.coco.json"  # one in the folder of each split
 NUM_PROBED = 50  # images looked up to find the image folder
 
 
@@ -43,6 +45,8 @@ def load_coco(root: Path, split: str) -> RecordSource:
         split: "train", "val", "test"; "all" takes a file without splits whole.
     """
     if root.is_file():
+        if root.name == FOLDER_FILE and _split_of(root.parent.name) is not None:
+            return load_coco(root.parent.parent, split)
         path, is_split = _sibling(root, split), _split_of(root.stem) is not None
         return _load_file(path, root.parent, split, is_split=is_split)
     by_split = _split_files(root)
@@ -65,7 +69,7 @@ def _split_files(root: Path) -> dict[str, Path]:
                 f"annotations/instances_{name}.json",
                 f"annotations/instances_{name}*.json",
                 f"annotations/{name}.json",
-                f"{name}/_annotations.coco.json",
+                f"{name}/{FOLDER_FILE}",
                 f"{name}.json",
                 f"annotations/*_{name}.json",
                 f"annotations/*_{name}[0-9]*.json",
@@ -79,7 +83,7 @@ def _split_files(root: Path) -> dict[str, Path]:
 
 def _lone_file(root: Path) -> Path | None:
     """The one annotation file of a folder without splits."""
-    for path in (root / "annotations.json", root / "_annotations.coco.json"):
+    for path in (root / "annotations.json", root / FOLDER_FILE):
         if path.is_file():
             return path
     paths = [*root.glob("*.json"), *root.glob("annotations/*.json")]
@@ -205,14 +209,11 @@ def _image_folder(path: Path, root: Path, split: str, images: Sequence) -> Path:
 def _image_record(image: object, folder: Path, defects: Defects) -> Record | None:
     try:
         name, key = str(image["file_name"]), int(image["id"])  # type: ignore[index]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         defects.add("malformed image entry", str(image)[:60])
         return None
     size = image.get("width"), image.get("height")  # type: ignore[attr-defined]
-    is_known = all(isinstance(side, int) and side > 0 for side in size)
-    return Record(
-        path=folder / name, file_name=name, image_id=key, image_wh=size if is_known else None
-    )
+    return Record(path=folder / name, file_name=name, image_id=key, image_wh=known_size(*size))
 
 
 def _fill(
@@ -237,7 +238,7 @@ def _fill(
             boxes.append((x, y, x + width, y + height))
             classes.append(place)
             crowds.append(bool(annotation.get("iscrowd", 0)))
-            outlines.append(_outline(annotation.get("segmentation"), record.file_name, defects))
+            outlines.append(_outline(annotation.get("segmentation"), record, defects))
             keypoints.append(_joints(annotation.get("keypoints"), joints, record, defects))
     record.boxes = np.array(boxes, np.float64).reshape(-1, 4)
     record.classes = np.array(classes, np.int64)
@@ -264,19 +265,21 @@ def _numbers(values: object, num: int) -> list[float] | None:
         return None
 
 
-def _outline(entry: object, name: str, defects: Defects) -> list[np.ndarray] | dict | None:
+def _outline(entry: object, record: Record, defects: Defects) -> list[np.ndarray] | dict | None:
     """Check one ``segmentation``; None where there is none that can be drawn."""
     if not entry:
         return None
     try:
         if isinstance(entry, dict):
-            return {"size": entry["size"], "counts": run_lengths(entry)}
+            if record.image_wh in (None, tuple(entry["size"])[::-1]):
+                return {"size": entry["size"], "counts": run_lengths(entry)}
+            raise ValueError("made for an image of another size")
         polygons = [np.array(part, np.float32).reshape(-1, 2) for part in entry]
         if all(len(part) >= 3 and np.isfinite(part).all() for part in polygons):
             return polygons
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         pass
-    defects.add("malformed outline, drawn as its box", name)
+    defects.add("malformed outline, drawn as its box", record.file_name)
     return None
 
 

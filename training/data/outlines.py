@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 SCALE = 5  # COCO draws polygons on a grid five times finer than the pixels
+MAX_PIXELS = 1 << 28
 
 
 def rasterise(
@@ -43,7 +44,8 @@ def draw_polygon(points_xy: np.ndarray, out: np.ndarray) -> None:
         out: (H, W) uint8.
     """
     height, width = out.shape
-    x, y = _trace(points_xy)
+    far = np.array([width, height])
+    x, y = _trace(points_xy.clip(-far, 2 * far))  # a stray point must not cost a walk of a mile
     is_step = x[1:] != x[:-1]
     columns = np.where(x[1:] < x[:-1], x[1:], x[1:] - 1)[is_step]
     columns = (columns + 0.5) / SCALE - 0.5
@@ -109,6 +111,8 @@ def run_lengths(rle: dict) -> np.ndarray:
         (R,) int64. Runs that do not fill the image exactly are a ValueError.
     """
     height, width = (int(side) for side in rle["size"])
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ValueError(f"run lengths of an image of {width}x{height}")
     counts = rle["counts"]
     if isinstance(counts, str | bytes):
         counts = _uncompress(counts.encode() if isinstance(counts, str) else counts)

@@ -21,6 +21,7 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 )
 MIN_SIDE_PX = 0.1  # a box thinner than this has zero size
+MAX_SIDE_PX = 1 << 20  # OpenCV reads no larger image
 CLIP_TOLERANCE_PX = 1.0  # rounding of annotation tools; more than this is counted
 
 
@@ -88,6 +89,17 @@ class Record:
             self.outlines = [self.outlines[row] for row in rows]
         if self.keypoints is not None:
             self.keypoints = self.keypoints[rows]
+
+
+def known_size(width: object, height: object) -> tuple[int, int] | None:
+    """A size as annotations give it, (width, height) in pixels; None where it cannot be one."""
+    whole = _whole_side(width), _whole_side(height)
+    return (whole[0], whole[1]) if whole[0] and whole[1] else None
+
+
+def _whole_side(side: object) -> int:
+    is_side = isinstance(side, int | float) and 1 <= side <= MAX_SIDE_PX and side == int(side)
+    return int(side) if is_side else 0  # type: ignore[call-overload]
 
 
 def clean_record(record: Record, defects: Defects) -> None:

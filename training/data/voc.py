@@ -13,6 +13,7 @@ from training.data.records import (
     Defects,
     Record,
     RecordSource,
+    known_size,
     split_by_hash,
     unknown_split,
 )
@@ -95,9 +96,14 @@ def _stems(root: Path, split: str, all_stems: list[str]) -> list[str]:
         return split_by_hash(all_stems, split, str(root))
     for name in (split, *SPLIT_NAMES.get(split, ())):
         if name in lists:
-            lines = lists[name].read_text(encoding="utf-8-sig").splitlines()
-            return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+            lines = lists[name].read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            stems = (_without_suffix(line.split()[0]) for line in lines if line.strip())
+            return list(dict.fromkeys(stems))
     raise unknown_split(str(root / "ImageSets" / "Main"), split, list(lists))
+
+
+def _without_suffix(name: str) -> str:
+    return Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def _record(
@@ -130,7 +136,7 @@ def _image_wh(tree: ElementTree.Element) -> tuple[int, int] | None:
         width, height = (int(float(tree.findtext(f"size/{key}") or 0)) for key in _SIZE)
     except (ValueError, OverflowError):
         return None
-    return (width, height) if width > 0 and height > 0 else None
+    return known_size(width, height)
 
 
 def _corners(entry: ElementTree.Element) -> list[float] | None:

@@ -135,7 +135,12 @@ def _base(folder: Path, settings: dict) -> Path:
 
 def _class_names(settings: dict, base: Path, path: Path | None) -> list[str]:
     names = settings.get("names")
-    if isinstance(names, dict):
+    if isinstance(names, dict) and names:
+        if not all(str(key).strip().isdecimal() for key in names):
+            raise DataError(
+                f"{path}: names has the keys {', '.join(map(str, names))[:80]}; expected class "
+                "numbers 0, 1, 2 ... Correct data.yaml."
+            )
         return [str(names[key]) for key in sorted(names, key=int)]
     if isinstance(names, list) and names:
         return [str(name) for name in names]

@@ -43,7 +43,7 @@ class ImageSource(Source):
     def read(self) -> Frame | None:
         frame, self._first = self._first, None
         if frame is not None:
-            frame.captured_at = time.perf_counter()
+            frame.captured_at = time.perf_counter() - frame.capture_ms / 1000.0  # read when opened
             return frame
         return self._load()
 
@@ -57,15 +57,14 @@ class ImageSource(Source):
             self._next += 1
             started = time.perf_counter()
             image = read_image(path)
-            captured_at = time.perf_counter()
+            capture_ms = (time.perf_counter() - started) * 1000.0
             if image is None:
                 self.num_corrupt += 1
                 _log.warning("%s does not decode; passed over", path)
                 continue
             self.num_decoded += 1
-            capture_ms = (captured_at - started) * 1000.0
             index = self.num_decoded - 1
-            return Frame(image, index, place / self.fps, captured_at, capture_ms, str(path))
+            return Frame(image, index, place / self.fps, started, capture_ms, str(path))
         return None
 
 

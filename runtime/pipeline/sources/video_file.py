@@ -59,7 +59,7 @@ class VideoFileSource(Source):
     def read(self) -> Frame | None:
         frame, self._first = self._first, None
         if frame is not None:
-            frame.captured_at = time.perf_counter()
+            frame.captured_at = time.perf_counter() - frame.capture_ms / 1000.0  # read when opened
             return frame
         return None if self._is_closed else self._decode()
 
@@ -78,11 +78,10 @@ class VideoFileSource(Source):
             image = retrieve(self._capture, self.take_buffer())
             if image is None:
                 continue
-            captured_at = time.perf_counter()
+            capture_ms = (time.perf_counter() - started) * 1000.0
             self._count(self._capture.get(self._position) / 1000.0)
-            capture_ms = (captured_at - started) * 1000.0
             index = self.num_decoded - 1
-            return Frame(image, index, self._time_s, captured_at, capture_ms, self.name)
+            return Frame(image, index, self._time_s, started, capture_ms, self.name)
         return None
 
     def _count(self, position_s: float) -> None:

@@ -11,12 +11,14 @@ import numpy as np
 from training.data.street import textures
 from training.data.street.camera import Camera
 from training.data.street.layout import Building, Layout, Weather
-from training.data.street.vocabulary import BUILDING, PAVEMENT, ROAD, VEGETATION
+from training.data.street.vocabulary import PAVEMENT, ROAD, VEGETATION
 
 GROUND_PX = 768  # texels across the street
 PERIOD_PX, PERIOD_M = 512, 16.0  # texels and metres after which the ground repeats
 # Rows of the ground by depth (metres): nearest first, with the texture's reduction along Z, X.
 GROUND_BANDS = ((0.0, 9.0, 1, 1), (9.0, 22.0, 4, 2), (22.0, 1e9, 16, 4))
+NUM_REDUCED = 12 * textures.NUM_FACADES
+RAMP = np.arange(256, dtype=np.float32)[:, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,77 +158,97 @@ def light_ground(
         cv2.add(ground[:last], np.repeat(veil[:last], frame.shape[1], 1), dst=ground[:last])
 
 
-def _walls(building: Building, camera: Camera) -> list[tuple[np.ndarray, np.ndarray, float, bool]]:
-    """(origin at the foot, axis along, length in metres, is the side turned to the street)."""
-    x, z1, z2 = building.x, building.z1, building.z2
-    out = np.sign(x)
-    walls = []
-    for z, faces_camera in ((z1, camera.position[2] < z1), (z2, camera.position[2] > z2)):
-        if faces_camera:
-            walls.append((np.array([x, 0, z]), np.array([out, 0, 0.0]), building.deep, False))
-    walls.append((np.array([x, 0, z1]), np.array([0, 0, 1.0]), z2 - z1, True))
-    return walls
+@lru_cache(maxsize=8)
+def _walls(layout: Layout) -> tuple[list[Building], np.ndarray, np.ndarray]:
+    """Every wall that can be seen: its house, corners (N, 4, 3) from the foot, normal (N, 3)."""
+    owners, corners, normals = [], [], []
+
+    def add(house: Building, foot: tuple[float, float], end: tuple[float, float],
+            normal: tuple[float, float, float]) -> None:  # fmt: skip
+        (x1, z1), (x2, z2), top = foot, end, house.height
+        owners.append(house)
+        corners.append([[x1, 0, z1], [x2, 0, z2], [x2, top, z2], [x1, top, z1]])
+        normals.append(normal)
+
+    houses = layout.buildings
+    for number, house in enumerate(houses):
+        out = 1.0 if house.x > 0 else -1.0
+        add(house, (house.x, house.z1), (house.x, house.z2), (-out, 0, 0))
+        for z, step in ((house.z1, -1), (house.z2, 1)):
+            other = houses[number + step] if 0 <= number + step < len(houses) else None
+            is_joined = other is not None and min(abs(other.z2 - z), abs(other.z1 - z)) < 0.1
+            if is_joined and other.height >= house.height and abs(other.x) <= abs(house.x):
+                continue
+            add(house, (house.x, z), (house.x + out * house.deep, z), (0, 0, float(step)))
+    return owners, np.array(corners, float), np.array(normals, float)
+
+
+@lru_cache(maxsize=NUM_REDUCED)
+def _reduced(facade: int, wide: int, tall: int) -> tuple[np.ndarray, np.ndarray]:
+    """A facade's wall and its lit windows, halved `wide` times across and `tall` times down."""
+    wall, lit = textures.facades()[facade]
+    size = (textures.FACADE_PX >> wide, textures.FACADE_PX >> tall)
+    return (cv2.resize(wall, size, interpolation=cv2.INTER_AREA),
+            cv2.resize(lit, size, interpolation=cv2.INTER_AREA))  # fmt: skip
 
 
 def paint_buildings(
     frame: np.ndarray, camera: Camera, layout: Layout, weather: Weather
 ) -> list[Face]:
     """Paint the houses, far ones first, in place; the faces painted, in that order."""
+    owners, corners, normals = _walls(layout)
     eye = np.asarray(camera.position)
-    by_distance = sorted(
-        layout.buildings, key=lambda b: -np.hypot(b.x - eye[0], (b.z1 + b.z2) / 2 - eye[2])
-    )
+    uv, depth = camera.project(corners)
+    faces_eye = np.einsum("nc,nc->n", normals, eye - corners[:, 0]) > 0
+    is_wide = (uv[..., 0].min(axis=1) < frame.shape[1]) & (uv[..., 0].max(axis=1) > 0)
+    shown = faces_eye & (depth.max(axis=1) > 0.6) & (is_wide | (depth.min(axis=1) < 0.7))
+    middle = corners.mean(axis=1) - eye
+    order = np.argsort(-np.hypot(middle[:, 0], middle[:, 2]))
     faces = []
-    for building in by_distance:
-        for origin, along, length, is_front in _walls(building, camera):
-            face = _paint_wall(frame, camera, weather, building, (origin, along, length, is_front))
-            if face is not None:
-                faces.append(face)
+    for wall in order[shown[order]]:
+        polygon = uv[wall] if depth[wall].min() > 0.7 else camera.clip_polygon(corners[wall])
+        if len(polygon) == 0:
+            continue
+        face = Face(polygon=polygon, normal=normals[wall], origin=corners[wall, 0])
+        fade = haze_part(float(depth[wall].clip(1).mean()) * 0.7, weather)
+        if _paint_wall(frame, camera, weather, owners[wall], corners[wall], face, fade):
+            faces.append(face)
     return faces
 
 
 def _paint_wall(
-    frame: np.ndarray, camera: Camera, weather: Weather, building: Building,
-    wall: tuple[np.ndarray, np.ndarray, float, bool],
-) -> Face | None:  # fmt: skip
-    origin, along, length, is_front = wall
+    frame: np.ndarray, camera: Camera, weather: Weather, building: Building, corners: np.ndarray,
+    face: Face, fade: float,
+) -> bool:  # fmt: skip
+    """Paint one wall, in place; False where it lies outside the frame."""
     height, width = frame.shape[:2]
-    up = np.array([0, building.height, 0.0])
-    corners = np.stack([origin, origin + along * length, origin + along * length + up, origin + up])
-    polygon = camera.clip_polygon(corners)
-    if len(polygon) == 0:
-        return None
-    low = np.floor(np.clip(polygon.min(axis=0), 0, (width, height))).astype(int)
-    high = np.ceil(np.clip(polygon.max(axis=0), 0, (width, height))).astype(int)
-    if (high - low).min() < 1:
-        return None
-    texture, lit = textures.facades()[building.facade]
-    if not is_front:
-        texture, lit = texture[8:40], lit[8:40]  # a blank strip of wall, mostly
-    normal = np.cross(along, (0, 1.0, 0))
-    normal *= np.sign(normal @ (np.asarray(camera.position) - origin)) or 1.0
-    gain = weather.wall_gain(normal) * building.gain
-    depth = float(camera.to_camera(corners)[:, 2].clip(1).mean())
-    fade = haze_part(depth * 0.7, weather)
-    ramp = np.arange(256)[:, None] * gain * (1 - fade) + np.asarray(weather.haze) * fade
-    texture = cv2.LUT(texture, np.clip(ramp, 0, 255).astype(np.uint8)[None])
+    x1, y1 = np.floor(face.polygon.min(axis=0)).astype(int).tolist()
+    x2, y2 = np.ceil(face.polygon.max(axis=0)).astype(int).tolist()
+    size_px = textures.FACADE_PX
+    wide = 0 if x2 - x1 > size_px * 0.7 else 1 if x2 - x1 > 80 else 2 if x2 - x1 > 36 else 3
+    tall = 0 if y2 - y1 > size_px * 0.7 else 1 if y2 - y1 > 80 else 2
+    x1, y1, x2, y2 = max(0, x1), max(0, y1), min(width, x2), min(height, y2)
+    if x2 - x1 < 1 or y2 - y1 < 1:
+        return False
+    texture, lit = _reduced(building.facade, wide, tall)
+    gain = weather.wall_gain(face.normal) * building.gain * (1 - fade)
+    ramp = RAMP * gain + np.asarray(weather.haze) * fade
+    texture = cv2.LUT(texture, np.minimum(ramp, 255).astype(np.uint8)[None])
     if weather.is_dusk:
-        cv2.copyTo(np.full_like(texture, (140, 215, 250)), lit, texture)
-    plane = camera.plane_to_image(corners[3], along * length, -up)
-    shrink = max(1.0, float(high[0] - low[0]) / texture.shape[1] * 2)
-    if shrink <= 1.0:
-        texture = cv2.resize(texture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        texture[lit > 127] = (140, 215, 250)
+    along, down = corners[1] - corners[0], corners[0] - corners[3]
+    plane = camera.plane_to_image(corners[3], along, down)
     scale = np.diag([1 / texture.shape[1], 1 / texture.shape[0], 1.0])
-    shift = np.array([[1.0, 0, -low[0] - 0.5], [0, 1.0, -low[1] - 0.5], [0, 0, 1.0]])
-    size = (int(high[0] - low[0]), int(high[1] - low[1]))
+    shift = np.array([[1.0, 0, -x1 - 0.5], [0, 1.0, -y1 - 0.5], [0, 0, 1.0]])
     picture = cv2.warpPerspective(
-        texture, shift @ plane @ scale, size, flags=cv2.INTER_LINEAR,
+        texture, shift @ plane @ scale, (x2 - x1, y2 - y1), flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )  # fmt: skip
-    mask = np.zeros((size[1], size[0]), np.uint8)
-    cv2.fillPoly(mask, [np.rint((polygon - low - 0.5) * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
-    cv2.copyTo(picture, mask, frame[low[1] : high[1], low[0] : high[0]])
-    return Face(polygon=polygon, normal=normal, origin=origin)
+    mask = np.zeros((y2 - y1, x2 - x1), np.uint8)
+    fixed = ((face.polygon - (x1 + 0.5, y1 + 0.5)) * 16).clip(-480_000, 480_000).astype(np.int32)
+    cv2.fillConvexPoly(mask, fixed, 255, cv2.LINE_8, 4)
+    cv2.copyTo(picture, mask, frame[y1:y2, x1:x2])
+    return True
 
 
 def stuff_of_ground(layout: Layout, x: np.ndarray) -> np.ndarray:
@@ -235,6 +257,3 @@ def stuff_of_ground(layout: Layout, x: np.ndarray) -> np.ndarray:
     for x1, x2 in layout.lawns:
         stuff[(x >= x1) & (x < x2)] = VEGETATION
     return stuff
-
-
-BUILDING_STUFF = BUILDING

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,11 +22,22 @@ class Camera:
     focal: float
     centre_u: float
     horizon_v: float
+    _rotation: np.ndarray = field(init=False, repr=False, compare=False)
+    _eye: np.ndarray = field(init=False, repr=False, compare=False)
+    _scale: np.ndarray = field(init=False, repr=False, compare=False)
+    _centre: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
+        rotation = np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
+        object.__setattr__(self, "_rotation", rotation)
+        object.__setattr__(self, "_eye", np.array(self.position))
+        object.__setattr__(self, "_scale", np.array([self.focal, -self.focal]))
+        object.__setattr__(self, "_centre", np.array([self.centre_u, self.horizon_v]))
 
     def rotation(self) -> np.ndarray:
         """(3, 3) world to camera: rows are the camera's right, up and forward axes."""
-        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
-        return np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
+        return self._rotation
 
     def intrinsics(self) -> np.ndarray:
         """(3, 3) camera to homogeneous pixels."""
@@ -36,7 +47,7 @@ class Camera:
 
     def to_camera(self, points: np.ndarray) -> np.ndarray:
         """(..., 3) world metres to (..., 3) camera metres; the last column is depth."""
-        return (points - np.asarray(self.position)) @ self.rotation().T
+        return (points - self._eye) @ self._rotation.T
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Project world points.
@@ -46,15 +57,12 @@ class Camera:
         """
         local = self.to_camera(points)
         depth = local[..., 2]
-        scale = self.focal / np.maximum(depth, NEAR_M)
-        uv = np.stack(
-            [self.centre_u + local[..., 0] * scale, self.horizon_v - local[..., 1] * scale], axis=-1
-        )
-        return uv, depth
+        scale = self._scale / np.maximum(depth, NEAR_M)[..., None]
+        return self._centre + local[..., :2] * scale, depth
 
     def plane_to_image(self, origin: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """(3, 3) homography from (s, t) of the plane origin + s a + t b to pixels."""
-        columns = np.stack([a, b, origin - np.asarray(self.position)], axis=1)
+        columns = np.array([a, b, origin - self._eye]).T
         return self.intrinsics() @ self.rotation() @ columns
 
     def ground_at(self, u: float, depth: float) -> tuple[float, float]:

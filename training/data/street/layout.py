@@ -14,6 +14,7 @@ from training.data.street.textures import (
 )
 
 STREET_FROM_M, STREET_TO_M = -45.0, 120.0
+CAST = 160  # value of a cast shadow in the shadow mask; above it is the dark under a thing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +78,10 @@ class Weather:
     falling: int  # -1: dry; else an index into the rain bank
 
     def shadow_curve(self) -> np.ndarray:
-        """(256,) uint8: shadow mask value to ground gain."""
-        return np.clip(255 - self.shadow_depth * np.arange(256), 0, 255).astype(np.uint8)
+        """(256,) uint8: shadow mask value to ground gain; CAST is full shade, 255 contact."""
+        lit = 1.0 - self.shadow_depth
+        gain = np.interp(np.arange(256), [0, CAST, 255], [1.0, lit, min(lit - 0.08, 0.5)])
+        return np.clip(255 * gain, 0, 255).astype(np.uint8)
 
     def wall_gain(self, normal: np.ndarray) -> float:
         """Brightness of a wall by how far its normal (3,) turns to the sun."""
@@ -165,7 +168,7 @@ def draw_weather(rng: np.random.Generator) -> Weather:
         warmth=float(rng.uniform(-0.06, 0.06) + (0.08 if low_sun else 0)),
         contrast=float(rng.uniform(0.9, 1.15)),
         noise=float(rng.uniform(0.25, 0.6) if is_dusk else rng.uniform(0.06, 0.32)),
-        defocus=float(rng.uniform(0.9, 1.6)) if fault < 0.10 else 0.0,
-        shake=int(rng.integers(4, 9)) if 0.10 <= fault < 0.20 else 0,
+        defocus=float(rng.uniform(0.9, 1.6)) if fault < 0.09 else 0.0,
+        shake=int(rng.integers(4, 9)) if 0.09 <= fault < 0.18 else 0,
         falling=int(rng.integers(4)) if not sunny and rng.random() < 0.3 else -1,
     )

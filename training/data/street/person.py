@@ -296,7 +296,7 @@ class PersonPainter:
         neck = (self.uv[5] + self.uv[6]) / 2
         canvas.capsule(neck, self.head_uv, 0.5 * self.head_px, 0.5 * self.head_px,
                        shade(person.skin, 0.8))  # fmt: skip
-        radius = 0.038 * person.height * self.px
+        radius = 0.032 * person.height * self.px
         for corner in ring[:2]:
             canvas.disc(corner + (0, radius * 0.6), radius, shade(person.top, 0.9))
         canvas.poly(ring, person.top)

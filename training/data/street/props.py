@@ -54,12 +54,12 @@ def _leaves(picture: np.ndarray, blobs: np.ndarray, rng: np.random.Generator) ->
     top, bottom = blobs[:, 1].min(), blobs[:, 1].max() + 1
     for x, y, radius in blobs[np.argsort(-blobs[:, 1])]:
         base = green * (1.22 - 0.6 * (y - top) / (bottom - top))
-        for _ in range(26):
+        for _ in range(70):
             angle, far = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.random())
             at = (int(x + far * np.cos(angle)), int(y + far * np.sin(angle) * 0.85))
             gain = rng.uniform(0.62, 1.18) * (1.1 - 0.25 * np.sin(angle))
             colour = np.clip(base * gain, 0, 255).tolist()
-            cv2.circle(picture, at, int(rng.integers(3, 8)), (*colour, 255), -1, cv2.LINE_AA)
+            cv2.circle(picture, at, int(rng.integers(2, 6)), (*colour, 255), -1, cv2.LINE_AA)
 
 
 def _tree(rng: np.random.Generator, aspect: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from training.data.street.backdrop import (
 from training.data.street.bicycle import Bicycle, paint_bicycle
 from training.data.street.camera import Camera
 from training.data.street.car import Car, CarPainter
-from training.data.street.layout import Weather
+from training.data.street.layout import CAST, Weather
 from training.data.street.person import Figure, Person, PersonPainter, pose_person
 from training.data.street.props import PROPS, prop_pictures
 from training.data.street.scene import (
@@ -29,7 +29,12 @@ from training.data.street.scene import (
     build_scene,
     place_actor,
 )
-from training.data.street.shadows import shade_by_figure, shade_by_houses, shade_by_thing
+from training.data.street.shadows import (
+    shade_by_figure,
+    shade_by_houses,
+    shade_by_thing,
+    shade_contact,
+)
 from training.data.street.small import Ball, Cone, paint_ball, paint_cone
 from training.data.street.sprite import Sprite, composite, place_picture, smear, tone
 
@@ -85,7 +90,7 @@ def paint_frame(seed: int, index: int, size_hw: tuple[int, int]) -> Painting:
     shadow = np.zeros(size_hw, np.uint8)
     shade_by_houses(shadow, camera, layout, weather)
     top = max(0, min(size_hw[0] - 1, int(camera.horizon_v)))
-    shaded = cv2.mean(shadow[top:])[0] / 255
+    shaded = cv2.mean(shadow[top:])[0] / CAST
     house_shadow = shadow.copy()
     _shade_by_all(shadow, placed, figures, camera, weather)
     shadow[top:] = cv2.blur(shadow[top:], (3, 3))
@@ -117,6 +122,8 @@ def _shade_by_all(
             shade_by_thing(shadow, thing, camera, weather)
         else:
             shade_by_figure(shadow, figure, camera, weather)
+    for thing in placed:
+        shade_contact(shadow, thing, camera)
 
 
 class _Painter:

@@ -29,10 +29,10 @@ LOOP_M = STREET_TO_M - STREET_FROM_M  # driving cars come round again after this
 Look = Person | Car | Bicycle | Cone | Ball | str
 # class -> range of the apparent longer side in pixels of a 768-wide frame, drawn log-uniformly
 SIZES: dict[int, tuple[float, float]] = {
-    PERSON: (25.0, 230.0), CAR: (38.0, 300.0), BICYCLE: (26.0, 190.0), CONE: (13.0, 76.0),
-    BALL: (12.0, 60.0),
+    PERSON: (28.0, 240.0), CAR: (42.0, 320.0), BICYCLE: (30.0, 200.0), CONE: (15.0, 84.0),
+    BALL: (14.0, 66.0),
 }  # fmt: skip
-CLASS_SHARES = (0.33, 0.19, 0.15, 0.18, 0.15)
+CLASS_SHARES = (0.32, 0.26, 0.17, 0.10, 0.15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +111,12 @@ class _Planner:
         depth = camera.focal * size_m / px
         u = float(rng.uniform(0.02, 0.98)) * REFERENCE_W
         hosts = [a for a in self.actors if a.kind >= 0]
-        if hosts and rng.random() < 0.46:  # behind another thing, half hidden by it
+        if hosts and rng.random() < 0.56:  # behind another thing, half hidden by it
             host = hosts[int(rng.integers(len(hosts)))]
             uv, host_depth = camera.project(np.array([host.x, 0.0, host.z]))
             depth = float(host_depth) * float(rng.uniform(1.06, 1.45)) + 0.4
             half = 0.5 * max(host.width, size_m * 0.3) * camera.focal / max(1.0, float(host_depth))
-            u = float(uv[0] + rng.uniform(-0.9, 0.9) * half)
+            u = float(uv[0] + rng.uniform(-0.8, 0.8) * half)
             if camera.focal * size_m / depth < low:
                 return None
         if not 2.6 < depth < 62:
@@ -222,7 +222,7 @@ class _Planner:
         rng, layout, camera = self.rng, self.layout, self.camera
         names = tuple(PROPS)
         hosts = [a for a in self.actors if 0 <= a.kind]
-        if hosts and rng.random() < 0.6:
+        if hosts and rng.random() < 0.7:
             host = hosts[int(rng.integers(len(hosts)))]
             uv, depth = camera.project(np.array([host.x, 0.0, host.z]))
             near = float(depth) * float(rng.uniform(0.72, 0.94)) - 0.3
@@ -240,7 +240,8 @@ class _Planner:
         on_road = abs(x) < layout.road_half + 0.25
         if on_road or not layout.left + 0.4 < x < layout.right - 0.4:
             return
-        if not self.seen(x, z, 3.0) or not self.free(x, z, 0.35):
+        is_tall = PROPS[name][0][1] > 3.8
+        if not self.seen(x, z, 7.0 if is_tall else 3.2) or not self.free(x, z, 0.35):
             return
         (low, high), aspect, variants, _ = PROPS[name]
         height = float(rng.uniform(low, high))

@@ -7,11 +7,11 @@ import numpy as np
 
 from training.data.street.camera import NEAR_M, Camera
 from training.data.street.car import Car
-from training.data.street.layout import Layout, Weather
+from training.data.street.layout import CAST, Layout, Weather
 from training.data.street.person import Figure
 from training.data.street.scene import Placed
 from training.data.street.small import Ball
-from training.data.street.vocabulary import BICYCLE, CAR
+from training.data.street.vocabulary import BICYCLE
 
 # Bones of the shadow: joints joined by strokes, and the stroke's width in metres.
 BONES = ((5, 6, 0.2), (5, 11, 0.22), (6, 12, 0.22), (11, 13, 0.14), (13, 15, 0.1),
@@ -43,7 +43,7 @@ def shade_by_houses(
                          [x + dx, 0, house.z1 + dz]])  # fmt: skip
         uv = camera.clip_polygon(ring)
         if len(uv):
-            _fill(mask, uv, 255)
+            _fill(mask, uv, CAST)
 
 
 def _flatten(points: np.ndarray, weather: Weather) -> np.ndarray:
@@ -61,9 +61,9 @@ def shade_by_figure(mask: np.ndarray, figure: Figure, camera: Camera, weather: W
     px = camera.focal / float(depth.mean())
     for a, b, width in BONES:
         thickness = max(1, round(width * px * 0.8))
-        cv2.line(mask, fixed[a].tolist(), fixed[b].tolist(), 255, thickness, cv2.LINE_8, 4)
+        cv2.line(mask, fixed[a].tolist(), fixed[b].tolist(), CAST, thickness, cv2.LINE_8, 4)
     head, _ = camera.project(_flatten(figure.head[None], weather))
-    cv2.circle(mask, np.rint(head[0]).astype(int).tolist(), max(1, round(0.11 * px)), 255, -1)
+    cv2.circle(mask, np.rint(head[0]).astype(int).tolist(), max(1, round(0.11 * px)), CAST, -1)
 
 
 def shade_by_thing(mask: np.ndarray, placed: Placed, camera: Camera, weather: Weather) -> None:
@@ -79,8 +79,7 @@ def shade_by_thing(mask: np.ndarray, placed: Placed, camera: Camera, weather: We
                  for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]  # fmt: skip
         roof = [p * 0.75 + foot * 0.25 + up * height for p in floor]
         points = np.array(floor + [p + up * height * 0.6 for p in floor] + roof)
-        _paint_hull(mask, _flatten(points, weather), camera, 255)
-        _paint_hull(mask, np.array(floor), camera, 255)
+        _paint_hull(mask, _flatten(points, weather), camera, CAST)
     elif actor.kind == BICYCLE:
         for hub in (-0.52, 0.52):
             rim = foot + along * hub + up * 0.34
@@ -88,13 +87,30 @@ def shade_by_thing(mask: np.ndarray, placed: Placed, camera: Camera, weather: We
             uv, depth = camera.project(_flatten(ring, weather))
             if depth.min() > NEAR_M:
                 thick = max(1, round(0.07 * camera.focal / float(depth.mean())))
-                cv2.polylines(mask, [np.rint(uv).astype(np.int32)], True, 255, thick)
+                cv2.polylines(mask, [np.rint(uv).astype(np.int32)], True, CAST, thick)
     elif isinstance(actor.look, Ball):
-        _paint_hull(mask, foot + CIRCLE * actor.look.radius * 0.7, camera, 200)
         middle = _flatten(foot[None] + up * actor.look.radius, weather)
-        _paint_hull(mask, middle + CIRCLE * actor.look.radius, camera, 230)
+        _paint_hull(mask, middle + CIRCLE * actor.look.radius, camera, CAST)
     else:
         _shade_by_standing(mask, placed, foot, camera, weather)
+
+
+def shade_contact(mask: np.ndarray, placed: Placed, camera: Camera) -> None:
+    """Paint the dark right under a thing, which even an overcast sky leaves."""
+    look = placed.actor.look
+    half_long = half_wide = 0.0
+    if isinstance(look, Car):
+        half_long, half_wide = look.dimensions[0] * 0.5, look.dimensions[1] * 0.53
+    elif placed.actor.kind == BICYCLE:
+        half_long, half_wide = 0.75, 0.05
+    else:
+        half_long = half_wide = placed.actor.width * (0.42 if placed.actor.kind < 0 else 0.34)
+    along = np.array([np.sin(placed.heading), 0, np.cos(placed.heading)])
+    across = np.array([along[2], 0, -along[0]])
+    ring = CIRCLE[:, 2:] * along * half_long + CIRCLE[:, :1] * across * half_wide
+    if isinstance(look, Car):
+        ring = np.sign(CIRCLE[:, 2:]) * along * half_long + np.sign(CIRCLE[:, :1]) * across * half_wide
+    _paint_hull(mask, np.array([placed.x, 0.0, placed.z]) + ring, camera, 255)
 
 
 def _shade_by_standing(
@@ -106,14 +122,14 @@ def _shade_by_standing(
     name = actor.look if isinstance(actor.look, str) else "cone"
     if name in ("tree", "conifer"):
         crown = _flatten(foot[None] + up * actor.height * 0.66, weather)
-        _paint_hull(mask, crown + CIRCLE * actor.height * 0.3, camera, 215)
+        _paint_hull(mask, crown + CIRCLE * actor.height * 0.3, camera, CAST)
         half = 0.14
     elif name in ("lamp", "sign", "signal", "globe_lamp"):
         half = 0.06
     base = foot + CIRCLE * half
     tip = half * (0.15 if name == "cone" else 1.0)
     top = _flatten(foot[None] + up * actor.height * (0.62 if name == "tree" else 1.0), weather)
-    _paint_hull(mask, np.concatenate([base, top + CIRCLE * tip]), camera, 240)
+    _paint_hull(mask, np.concatenate([base, top + CIRCLE * tip]), camera, CAST)
 
 
 def _paint_hull(mask: np.ndarray, points: np.ndarray, camera: Camera, value: int) -> None:
@@ -122,6 +138,3 @@ def _paint_hull(mask: np.ndarray, points: np.ndarray, camera: Camera, value: int
         return
     hull = cv2.convexHull(np.clip(uv, -2000, 4000).astype(np.float32))[:, 0]
     _fill(mask, hull, value)
-
-
-CAR_KIND = CAR

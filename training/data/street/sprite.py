@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -32,12 +34,14 @@ class Sprite:
 
 def shade(colour: Colour, gain: float) -> Colour:
     """The colour times a gain, kept within 0..255."""
-    return tuple(min(255.0, max(0.0, channel * gain)) for channel in colour)  # type: ignore[return-value]
+    blue, green, red = colour
+    return min(255.0, blue * gain), min(255.0, green * gain), min(255.0, red * gain)
 
 
 def mix(first: Colour, second: Colour, part: float) -> Colour:
     """first at part 0, second at part 1."""
-    return tuple(a + (b - a) * part for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
+    (b1, g1, r1), (b2, g2, r2) = first, second
+    return b1 + (b2 - b1) * part, g1 + (g2 - g1) * part, r1 + (r2 - r1) * part
 
 
 class Canvas:
@@ -59,11 +63,18 @@ class Canvas:
             shape = (self.h * self.scale, self.w * self.scale)
             self.bgra = np.zeros((*shape, 4), np.uint8)
             self.extra: np.ndarray | None = None
+        self.unit = float(self.scale << SHIFT)
+        half = 0.5 / self.scale
+        self.left, self.top = self.x + half, self.y + half
+        self.origin = np.array([self.left, self.top])
+        self.is_wide = side > 800
 
     def fixed(self, uv: np.ndarray) -> np.ndarray:
         """(N, 2) frame pixels to the fixed-point coordinates of the canvas."""
-        local = (np.asarray(uv) - (self.x, self.y)) * self.scale - 0.5
-        return np.rint(np.clip(local, -4000, 4000) * (1 << SHIFT)).astype(np.int32)
+        local = (uv - self.origin) * self.unit
+        if self.is_wide:  # OpenCV's fixed-point coordinates overflow far outside
+            local = np.clip(local, -60_000, 60_000)
+        return local.astype(np.int32)
 
     def poly(self, uv: np.ndarray, colour: Colour) -> None:
         """Fill a polygon (N, 2), frame pixels."""
@@ -77,23 +88,25 @@ class Canvas:
             self.bgra, [fixed], closed, (*colour, 255), thickness, self.line_type, SHIFT
         )
 
-    def disc(self, centre: np.ndarray, radius: float, colour: Colour) -> None:
+    def disc(self, centre: Sequence[float] | np.ndarray, radius: float, colour: Colour) -> None:
         """Fill a circle; radius in frame pixels."""
-        x, y = self.fixed(centre)
-        size = max(1, round(radius * self.scale * (1 << SHIFT)))
-        cv2.circle(
-            self.bgra, (int(x), int(y)), size, (*colour, 255), cv2.FILLED, self.line_type, SHIFT
-        )
+        x, y = int((centre[0] - self.left) * self.unit), int((centre[1] - self.top) * self.unit)
+        size = max(1, round(radius * self.unit))
+        if max(abs(x), abs(y), size) < 60_000:
+            shape = (*colour, 255)
+            cv2.circle(self.bgra, (x, y), size, shape, cv2.FILLED, self.line_type, SHIFT)
 
     def capsule(self, p: np.ndarray, q: np.ndarray, r1: float, r2: float, colour: Colour) -> None:
         """Fill a limb: two circles of radius r1 and r2 (frame pixels) and the strip between."""
-        axis = q - p
-        length = float(np.hypot(axis[0], axis[1]))
-        self.disc(p, r1, colour)
-        self.disc(q, r2, colour)
+        (px, py), (qx, qy) = p.tolist(), q.tolist()
+        length = math.hypot(qx - px, qy - py)
+        self.disc((px, py), r1, colour)
+        self.disc((qx, qy), r2, colour)
         if length > 1e-3:
-            side = np.array([-axis[1], axis[0]]) / length
-            self.poly(np.array([p + side * r1, q + side * r2, q - side * r2, p - side * r1]), colour)
+            sx, sy = (py - qy) / length, (qx - px) / length
+            ring = [[px + sx * r1, py + sy * r1], [qx + sx * r2, qy + sy * r2],
+                    [qx - sx * r2, qy - sy * r2], [px - sx * r1, py - sy * r1]]  # fmt: skip
+            self.poly(np.array(ring), colour)
 
     def cover(self, uv: np.ndarray) -> None:
         """Count a polygon as part of the object's mask although one sees through it."""

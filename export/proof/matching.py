@@ -1,0 +1,155 @@
+"""Two runs of one detector, held against each other detection by detection.
+
+A result over the threshold by a margin must be found by the other side at the threshold. What is
+left over is listed with how close it lay to a decision: a score at its threshold, an overlap at
+the suppression's, the last row that fits. Tensors are not compared: two right answers may differ
+in the order of equal scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MATCH_IOU = 0.5  # below this two boxes are not the same object
+NEAR_A_DECISION = 1e-4  # a score or an overlap this close to its threshold may fall either way
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """A result that the other side lacks.
+
+    Attributes:
+        image: index of the frame. side: "reference" or "candidate", who has it.
+        class_index, score: of the result.
+        score_margin: its score's distance from the threshold.
+        iou_margin: least distance of an overlap with a kept box from the suppression's threshold.
+    """
+
+    image: int
+    side: str
+    class_index: int
+    score: float
+    score_margin: float
+    iou_margin: float
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether it lay within NEAR_A_DECISION of a threshold."""
+        return min(self.score_margin, self.iou_margin) <= NEAR_A_DECISION
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What came of holding results against each other.
+
+    Attributes:
+        num_matched: pairs. box_errors: (n,) largest corner difference of each pair, pixels.
+        score_errors: (n,) absolute differences. unmatched: the rest.
+    """
+
+    num_matched: int = 0
+    box_errors: list[float] = field(default_factory=list)
+    score_errors: list[float] = field(default_factory=list)
+    unmatched: list[Unmatched] = field(default_factory=list)
+
+    @property
+    def max_box_error_px(self) -> float:
+        return max(self.box_errors, default=0.0)
+
+    @property
+    def max_score_error(self) -> float:
+        return max(self.score_errors, default=0.0)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, for verify.json."""
+        return {
+            "matched": self.num_matched,
+            "unmatched": len(self.unmatched),
+            "unexplained": sum(not u.is_explained for u in self.unmatched),
+            "max_box_error_px": round(self.max_box_error_px, 6),
+            "max_score_error": round(self.max_score_error, 8),
+        }
+
+
+Rows = dict[str, NDArray[Any]]
+
+
+def compare_detections(
+    reference: Rows, candidate: Rows, feeds: Rows, comparison: Comparison, first_image: int = 0
+) -> None:
+    """Add the frames of two result sets to a comparison.
+
+    Args:
+        reference, candidate: the graph's outputs: num_detections (B,), boxes_xyxy (B, M, 4),
+            scores (B, M), classes (B, M).
+        feeds: score_threshold (B, K) and iou_threshold (B,) that both ran with.
+        first_image: index of the first frame.
+    """
+    for row in range(len(reference["num_detections"])):
+        sides = []
+        for rows in (reference, candidate):
+            count = int(rows["num_detections"][row])
+            sides.append({k: rows[k][row][:count] for k in ("boxes_xyxy", "scores", "classes")})
+        limits = feeds["score_threshold"][row], float(feeds["iou_threshold"][row])
+        _compare_frame(sides[0], sides[1], limits, first_image + row, comparison)
+
+
+def _compare_frame(
+    ours: Rows, theirs: Rows, limits: tuple[NDArray[Any], float], image: int, out: Comparison
+) -> None:
+    iou = pairwise_iou(ours["boxes_xyxy"], theirs["boxes_xyxy"])
+    same = ours["classes"][:, None] == theirs["classes"][None, :]
+    iou = np.where(same, iou, -1.0)
+    # Equal boxes of one class may both be kept at other scores: prefer the pair nearest in score.
+    gap = np.abs(ours["scores"][:, None].astype(np.float64) - theirs["scores"][None, :])
+    quality = np.where(iou >= MATCH_IOU, iou - gap, -2.0)
+    free_ours = np.ones(len(ours["scores"]), bool)
+    free_theirs = np.ones(len(theirs["scores"]), bool)
+    for flat in np.argsort(-quality, axis=None, kind="stable"):
+        a, b = divmod(int(flat), max(1, len(free_theirs)))
+        if quality[a, b] < -1.5:
+            break
+        if free_ours[a] and free_theirs[b]:
+            free_ours[a] = free_theirs[b] = False
+            difference = np.abs(ours["boxes_xyxy"][a] - theirs["boxes_xyxy"][b]).max()
+            out.box_errors.append(float(difference))
+            out.score_errors.append(float(gap[a, b]))
+            out.num_matched += 1
+    for side, rows, free in (("reference", ours, free_ours), ("candidate", theirs, free_theirs)):
+        others = theirs if side == "reference" else ours
+        for index in np.flatnonzero(free):
+            out.unmatched.append(_explain(rows, int(index), others, limits, image, side))
+
+
+def _explain(
+    rows: Rows,
+    index: int,
+    others: Rows,
+    limits: tuple[NDArray[Any], float],
+    image: int,
+    side: str,
+) -> Unmatched:
+    label, score = int(rows["classes"][index]), float(rows["scores"][index])
+    box = rows["boxes_xyxy"][index : index + 1]
+    overlaps = [
+        pairwise_iou(box, kept["boxes_xyxy"][kept["classes"] == label])[0] for kept in (rows, others)
+    ]
+    overlap = np.concatenate(overlaps)
+    overlap = overlap[overlap < 1 - 1e-9]  # not the box itself
+    iou_margin = float(np.abs(overlap - limits[1]).min()) if len(overlap) else float("inf")
+    score_margin = abs(score - float(limits[0][label]))
+    return Unmatched(image, side, label, score, score_margin, iou_margin)
+
+
+def pairwise_iou(boxes_a: NDArray[Any], boxes_b: NDArray[Any]) -> NDArray[np.float64]:
+    """Intersection over union in float64: (N, 4) and (M, 4) xyxy to (N, M)."""
+    a, b = boxes_a.astype(np.float64)[:, None], boxes_b.astype(np.float64)[None]
+    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    inter = np.clip(high - low, 0, None).prod(-1)
+    area_a = (a[..., 2:] - a[..., :2]).prod(-1)
+    area_b = (b[..., 2:] - b[..., :2]).prod(-1)
+    return inter / np.maximum(area_a + area_b - inter, 1e-12)

@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM as a wish to end well: the first drains, the second ends at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal:
+    """`is_set` turns True at the first Ctrl-C or SIGTERM; the second kills the process.
+
+    A context manager that puts the signals' handlers back. Off the main thread it hears no
+    signals, and `is_set` may be set by hand.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False  # a plain field: a handler must take no lock
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.is_set:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.is_set = True

@@ -1,0 +1,156 @@
+"""Run a bundle on a video or a camera.
+
+python runtime/run_video.py runs/retinanet --source street.mp4 --out annotated.mp4
+python runtime/run_video.py runs/retinanet --source 0 --json detections.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import sys
+from pathlib import Path
+from typing import TextIO
+
+if not __package__:  # run by path: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from runtime.contract.errors import EXIT_DONE, run_script
+from runtime.pipeline.sinks import Sink, check_target
+from runtime.pipeline.sinks.json_lines import STDOUT, JsonLinesSink
+from runtime.pipeline.sinks.progress import ProgressSink
+from runtime.pipeline.sinks.video_file import SUFFIXES, open_video_sink
+from runtime.pipeline.sources import Source, open_source
+from runtime.pipeline.stages import Pipeline, RunSummary
+from runtime.pipeline.stopping import StopSignal
+from runtime.pipeline.timing import StageTimes
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; print one line at the end. Exit status 0, or 2 where something was not usable."""
+    args = _parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _check_targets(args)
+    from runtime.predictor import load
+    from runtime.tasks import load_task
+
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open_source(args.source))
+        predictor = stack.enter_context(
+            load(
+                args.bundle,
+                args.backend,
+                args.precision,
+                allow_unverified=args.allow_unverified,
+            )
+        )
+        thresholds = args.score_threshold, args.iou_threshold
+        load_task(predictor.manifest.task).thresholds(predictor.manifest, 1, *thresholds)
+        predictor.warm_up()
+        stop = stack.enter_context(StopSignal())
+        pipeline = Pipeline(
+            source,
+            predictor,
+            _open_sinks(args, source),
+            score_threshold=args.score_threshold,
+            iou_threshold=args.iou_threshold,
+            max_frames=args.max_frames,
+            is_sequential=args.sequential,
+            caption=lambda run: (f"{run.rate.fps:.1f} fps",),
+            stop=stop,
+        )
+        summary = pipeline.run()
+    where = " and ".join(sink.target for sink in pipeline.sinks if sink.target != "terminal")
+    line = describe_run(summary, pipeline.times, is_whole=args.max_frames is None)
+    print(line, f"-> {where}" if where else "", file=_place_for_words(args))
+    return EXIT_DONE
+
+
+def describe_run(summary: RunSummary, times: StageTimes, *, is_whole: bool) -> str:
+    """The run in one line.
+
+    Args:
+        summary: of the pipeline.
+        times: of every frame.
+        is_whole: the source was to be read to its end, so missing frames are worth a word.
+    """
+    parts = [
+        f"{summary.num_frames} frames in {summary.seconds:.1f} s ({summary.fps:.1f} fps)",
+        f"decoded {summary.num_decoded}, dropped {summary.num_dropped}",
+    ]
+    if summary.num_corrupt:
+        parts.append(f"corrupt {summary.num_corrupt}")
+    missing = (summary.num_promised or 0) - summary.num_decoded - summary.num_corrupt
+    if is_whole and not summary.was_stopped and missing > max(1, 0.01 * summary.num_decoded):
+        parts.append(f"the header promised {summary.num_promised}: the file ends early")
+    engine = times.spread("engine")
+    if engine is not None:
+        parts.append(f"engine p50 {engine.p50:.2f} ms, p99 {engine.p99:.2f} ms")
+    if summary.was_stopped:
+        parts.append("stopped by signal")
+    return "; ".join(parts)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run a bundle on a video or a camera.")
+    parser.add_argument("bundle", help="a bundle's folder, or one .onnx file")
+    parser.add_argument(
+        "--source", required=True, help="video file, camera number, or folder or pattern of images"
+    )
+    parser.add_argument("--out", type=Path, help=f"annotated video ({', '.join(SUFFIXES)})")
+    parser.add_argument("--json", help="results as JSON lines; '-' for standard output")
+    parser.add_argument("--backend", default="auto", help="default: the first that works")
+    parser.add_argument("--precision", help="fp32, fp16, int8 or mixed, as the bundle has them")
+    parser.add_argument("--score-threshold", type=float, help="default: the bundle's")
+    parser.add_argument("--iou-threshold", type=float, help="default: the bundle's")
+    parser.add_argument("--max-frames", type=int, help="stop after so many frames")
+    parser.add_argument(
+        "--sequential", action="store_true", help="one stage after the other, no overlap"
+    )
+    parser.add_argument(
+        "--allow-unverified", action="store_true", help="run what failed its verification"
+    )
+    args = parser.parse_args(argv)
+    if args.max_frames is not None and args.max_frames < 1:
+        parser.error(f"--max-frames is {args.max_frames}; expected 1 or more")
+    return args
+
+
+def _check_targets(args: argparse.Namespace) -> None:
+    """Refuse outputs that cannot be, before the bundle is loaded."""
+    taken = [Path(args.source), Path(args.bundle)]
+    if args.out is not None:
+        check_target(args.out, suffixes=SUFFIXES, taken=taken)
+        taken.append(args.out)
+    if args.json is not None and args.json != STDOUT:
+        check_target(Path(args.json), suffixes=JSON_SUFFIXES, taken=taken)
+
+
+def _open_sinks(args: argparse.Namespace, source: Source) -> list[Sink]:
+    """Open all outputs; where one cannot be opened, those opened before it are removed."""
+    sinks: list[Sink] = []
+    try:
+        if args.out is not None:
+            sinks.append(open_video_sink(args.out, size_wh=source.size_wh, fps=source.fps))
+        if args.json is not None:
+            sinks.append(JsonLinesSink(args.json))
+    except ValueError:
+        for sink in sinks:
+            sink.close()
+            Path(sink.target).unlink(missing_ok=True)
+        raise
+    if sys.stderr.isatty():
+        sinks.append(ProgressSink(sys.stderr, source.num_promised))
+    return sinks
+
+
+def _place_for_words(args: argparse.Namespace) -> TextIO:
+    """Standard output, unless results go there."""
+    return sys.stderr if args.json == STDOUT else sys.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
