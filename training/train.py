@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
     parser.add_argument("--workers", type=int, default=min(8, max(1, (os.cpu_count() or 2) - 1)))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=500, help="steps between saved states")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     return parser.parse_args()
 
@@ -57,14 +58,17 @@ def main() -> int:
     from training.models import model_variant
 
     variant = model_variant(args.model, args.variant)  # a wrong name fails before slow imports
-    for name in ("steps", "epochs", "batch", "lr"):
+    for name in ("steps", "epochs", "batch", "lr", "save_every"):
         value = getattr(args, name)
         if value is not None and value <= 0:
-            raise TrainingError(f"--{name} {value} is not positive. Give a number above 0.")
+            raise TrainingError(f"--{name.replace('_', '-')} {value} is not positive. Give a number above 0.")
 
     from training.data import open_data
+    from training.data.cache import cached_street
 
     train = open_data(args.data, "train")
+    if args.data == "street":
+        train = cached_street(train, "train")
     val = open_data(args.data, "val")
     size_hw = variant.spec.size_hw
     if args.size:
@@ -156,6 +160,7 @@ def fit(args, spec, recipe, train, val) -> int:  # noqa: ANN001
             seed=args.seed,
             precision=choose_precision(args.precision),
             workers=args.workers,
+            save_every=args.save_every,
         ),
         about,
     )

@@ -1,46 +1,53 @@
-"""KestrelNms: exact greedy non-maximum suppression per class, as an ONNX local function with fixed shapes.
+"""KestrelNms: exact greedy non-maximum suppression per class, as an ONNX local function.
 
-    num_detections, boxes, scores, classes, indices = KestrelNms<max_detections = M>(boxes, scores, classes, iou_threshold)
+    num_detections, boxes, scores, classes, indices
+        = KestrelNms<max_detections = M>(boxes, scores, classes, iou_threshold)
 
-Inputs: boxes (B, T, 4) f32 as (x1, y1, x2, y2); scores (B, T) f32, falling, 0 in empty rows; classes (B, T) i64;
-iou_threshold (B) f32, at least 0.
-Outputs: num_detections (B) i32; boxes (B, M, 4) f32, 0 in padding; scores (B, M) f32, 0 in padding; classes (B, M) i32,
--1 in padding; indices (B, M) i64, the rows of the input, 0 in padding. M may exceed T.
+Inputs: boxes (B, T, 4) f32 as (x1, y1, x2, y2); scores (B, T) f32, falling, 0 in empty rows;
+classes (B, T) i64; iou_threshold (B) f32, at least 0.
 
-Definition (that of torchvision.ops.nms, class by class). Rows in order: a row is kept if its score is > 0, its box is
-finite, and its IoU with every row of its class kept before is not above iou_threshold. The first M kept rows come out,
-in order. IoU = inter / (area_i + area_j - inter) in float32; zero-area and inverted boxes neither suppress nor are
-suppressed; a box with a coordinate that is NaN or infinite is dropped.
+Outputs: num_detections (B) i32; boxes (B, M, 4) f32, 0 in padding; scores (B, M) f32, 0 in padding;
+classes (B, M) i32, -1 in padding; indices (B, M) i64, rows of the input, 0 in padding. All shapes
+are fixed, and M may exceed T.
 
-Method: "rank-coded greedy" of facts/nms.md, one kept box per step, O(T) each, exact after M steps. The state `rank`
-(B, T + 1) says all: T - row for a row still alive, 0 for one that is out, row - T for one that is kept. The next box is
-the one with the greatest rank, so its row is T - rank. Row T is empty and catches the steps after the last box.
+Definition (that of torchvision.ops.nms, class by class). Rows in order: a row is kept if its score
+is > 0, its box is finite, and its IoU with every row of its class kept before is not above
+iou_threshold. The first M kept rows come out, in order. IoU = inter / (area_i + area_j - inter) in
+float32; zero-area and inverted boxes neither suppress nor are suppressed; a box with a coordinate
+that is NaN or infinite is dropped.
+
+Method ("rank-coded greedy" of facts/nms.md): one kept box per step, O(T) each, exact after M steps.
+The state `rank` (B, T + 1) says all: T - row for a row still alive, 0 for one that is out, row - T
+for one that is kept. The next box is the one with the greatest rank, so its row is T - rank. Row T
+is empty and catches the steps after the last box.
 
 Rules the text below keeps:
 
-* The class is a third side of unit length, [class, class + 1]: the intersection is multiplied by exactly 1 or 0. Adding
-  an offset to the coordinates instead would round the IoU.
-* No MatMul (under a bf16 hint OpenVINO would compute all that feeds it in bf16), no NonZero or NonMaxSuppression
-  (data-dependent shapes), no ScatterElements in a Loop (OpenVINO writes it into the outer tensor).
-* Where and not Mul joins the reduced `box_finite` with the row numbers: OpenVINO fuses a Mul by a constant vector into
-  the Reduce before it and then, for B > 1, multiplies along the wrong axis.
-* Areas are at least the smallest normal float, so 0 / 0 cannot arise, and `Less(threshold, iou)` is false for NaN.
+* The class is a third side of unit length, [class, class + 1]: the intersection is multiplied by
+  exactly 1 or 0. Adding an offset to the coordinates instead would round the IoU.
+* No MatMul (under a bf16 hint OpenVINO would compute all that feeds it in bf16), no NonZero or
+  NonMaxSuppression (data-dependent shapes), no ScatterElements in a Loop (OpenVINO writes it into
+  the outer tensor).
+* Where and not Mul joins the reduced `box_finite` with the row numbers: OpenVINO fuses a Mul by a
+  constant vector into the Reduce before it and then, for B > 1, multiplies along the wrong axis.
+* Areas are at least the smallest normal float, so 0 / 0 cannot arise, and `Less(threshold, iou)` is
+  false for NaN.
 
-Two bodies: `early_exit=True` leaves the Loop when no row is alive, for CPUs; `early_exit=False` runs ceil(M / 4) trips
-of 4 steps, a surplus step changes nothing. TensorRT can keep fixed trips on the device; early exit makes it copy a flag
-to the host in every trip.
+Two bodies: `early_exit=True` leaves the Loop when no row is alive, for CPUs; `early_exit=False`
+runs ceil(M / 4) trips of 4 steps, a surplus step changes nothing. TensorRT can keep fixed trips on
+the device; early exit makes it copy a flag to the host in every trip.
 """
 
 import onnx
-import onnx.parser
 
-from export.graph.select import DOMAIN, check_opset
+from export.graph.select import DOMAIN, check_opset, parse_body
 
 OP_TYPE = "KestrelNms"
 
 _HEADER = """
 KestrelNms <max_detections: int = 100>
-  (boxes, scores, classes, iou_threshold) => (num_detections, det_boxes, det_scores, det_classes, det_indices)
+  (boxes, scores, classes, iou_threshold)
+  => (num_detections, det_boxes, det_scores, det_classes, det_indices)
 """
 
 _CONSTANTS = """
@@ -73,13 +80,14 @@ _APPEND = """
   all_classes = Pad(class_float, row_after2, zero)
 """
 
-# 2. Boxes with the class as a third side: corners (B, 3, T + 1) to compare, (B, T + 1, 3, 1) to take one row of.
+# 2. Boxes with the class as a third side: corners (B, 3, T + 1) to compare, (B, T + 1, 3, 1) to
+# take one row of.
 _CORNERS = """
   x1, y1, x2, y2 = Split<axis = 2, num_outputs = 4>(all_boxes)
   width = Sub(x2, x1)
   height = Sub(y2, y1)
   area_any = Mul(width, height)
-  area_rows = Max(area_any, tiny)                      # (B, T + 1, 1); an empty box has no intersection to divide
+  area_rows = Max(area_any, tiny)                      # (B, T + 1, 1)
   area = Squeeze(area_rows, axis2)                     # (B, T + 1)
   z1 = Unsqueeze(all_classes, axis2)
   z2 = Add(z1, unit)
@@ -108,8 +116,8 @@ _RANKS = """
   greatest = ReduceMax<keepdims = 1>(rank, axis1)      # (B, 1)
 """
 
-# 5. The kept rows: after Neg their ranks are positive and distinct, so TopK brings them in order on every engine.
-#    M zeros are appended first, for M > T.
+# 5. The kept rows: after Neg their ranks are positive and distinct, so TopK brings them in order on
+# every engine. M zeros are appended first, for M > T.
 _EMIT = """
   kept_ranks = Neg(rank_end)
   more_begin = Constant<value = int64[3] {0, 0, 0}>()
@@ -171,8 +179,9 @@ def _greedy_step(
 def _greedy_loop(*, early_exit: bool, steps_per_iteration: int) -> str:
     """Write step 4, the Loop over greedy steps.
 
-    `_greedy_step` would put kept rows (rank below 0) out by writing 0 over them where they overlap the new box. They
-    cannot: a kept row of the same class with IoU above the threshold would have put the new box out first.
+    `_greedy_step` would put kept rows (rank below 0) out by writing 0 over them where they overlap
+    the new box. They cannot: a kept row of the same class with IoU above the threshold would have
+    put the new box out first.
     """
     steps = ""
     rank, greatest = "rank_in", "greatest_in"
@@ -218,8 +227,10 @@ def nms_function(
     """Build the body of KestrelNms; see the module's docstring for what it computes.
 
     Args:
-        early_exit: leave the Loop when no row is alive (CPUs) instead of a fixed number of trips (TensorRT).
-        steps_per_iteration: greedy steps in one trip of the Loop; by default 1 with early exit and 4 without.
+        early_exit: leave the Loop when no row is alive (CPUs) instead of a fixed number of trips
+            (TensorRT).
+        steps_per_iteration: greedy steps in one trip of the Loop; by default 1 with early exit and
+            4 without.
         opset: version of the standard operators; must be the model's.
     """
     if steps_per_iteration is None:
@@ -231,6 +242,4 @@ def nms_function(
     check_opset(opset)
     loop = _greedy_loop(early_exit=early_exit, steps_per_iteration=steps_per_iteration)
     body = "".join((_CONSTANTS, _APPEND, _CORNERS, _RANKS, loop, _EMIT))
-    return onnx.parser.parse_function(
-        f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">{_HEADER}{{{body}}}'
-    )
+    return parse_body(f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">{_HEADER}{{{body}}}')

@@ -1,18 +1,21 @@
 """kestrel::select and kestrel::nms in PyTorch, and their way into an ONNX file.
 
     scores, anchors, classes = torch.ops.kestrel.select(logits, score_threshold, T, "sigmoid")
-    num_detections, boxes, scores, classes, indices = torch.ops.kestrel.nms(boxes, scores, classes, iou_threshold, M)
+    num_detections, boxes, scores, classes, indices = torch.ops.kestrel.nms(
+        boxes, scores, classes, iou_threshold, M)
 
 Both run in eager mode (the torch side of verification) and trace with a symbolic batch. Export:
 
-    program = torch.onnx.export(model, ..., dynamo=True, opset_version=18, custom_translation_table=translation_table())
+    program = torch.onnx.export(
+        model, ..., opset_version=18, custom_translation_table=translation_table())
     model = attach_functions(program.model_proto, early_exit=True, inline=True)
 
-The first line leaves single nodes kestrel.KestrelSelect and kestrel.KestrelNms, the second gives them their definition
-in standard operators (`export/graph/select.py`, `export/graph/nms.py`, where the semantics are written down).
+The first leaves single nodes kestrel.KestrelSelect and kestrel.KestrelNms, the second gives
+them their definition in standard operators (`export/graph/select.py`, `export/graph/nms.py`, where
+the semantics are written down).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,11 +33,12 @@ from torch import Tensor
 
 from export.graph import nms, select
 from export.graph.shapes import fold_shapes, infer_shapes
+from export.graph.walking import attribute, walk
 
 MINIMUM_IR_VERSION = 9  # default values of function attributes
 
 
-# ---------------------------------------------------------------------------------------------------------- PyTorch side
+# ----------------------------------------------------------------------------------- PyTorch side
 
 
 @torch.library.custom_op("kestrel::select", mutates_args=())
@@ -56,19 +60,15 @@ def select_pairs(
     lowest = torch.finfo(torch.float32).min
     cut = _cut(score_threshold, activation)  # (B, K)
     masked = torch.where(logits > cut[:, None, :], logits, lowest).flatten(1)  # (B, A * K)
-    least = masked.topk(candidates, dim=1).values[
-        :, -1
-    ]  # topk's values are right, its order of ties is not
+    # topk breaks ties at will, but its values are right: use the last one and sort what reaches it.
+    least = masked.topk(candidates, dim=1).values[:, -1]
     scores = logits.new_zeros(logits.shape[0], candidates)
     flat = torch.zeros_like(scores, dtype=torch.int64)
     for row, values in enumerate(masked):
         at = ((values >= least[row]) & (values > lowest)).nonzero()[:, 0]
         order = values[at].sort(descending=True, stable=True).indices[:candidates]
         top = values[at[order]]
-        tiny = torch.finfo(torch.float32).tiny
-        scores[row, : len(order)] = (
-            top.sigmoid().clamp(min=tiny) if activation == "sigmoid" else top
-        )
+        scores[row, : len(order)] = _score(top, activation)
         flat[row, : len(order)] = at[order]
     return scores, flat // logits.shape[2], flat % logits.shape[2]
 
@@ -90,7 +90,7 @@ def _(
 def suppress(
     boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: Tensor, max_detections: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Suppress overlapping boxes greedily per class; the definition stands in `export/graph/nms.py`.
+    """Suppress overlapping boxes greedily per class; `export/graph/nms.py` has the definition.
 
     Args:
         boxes: (B, T, 4) f32 as (x1, y1, x2, y2).
@@ -100,8 +100,8 @@ def suppress(
         max_detections: M.
 
     Returns:
-        num_detections (B) i32, boxes (B, M, 4) f32, scores (B, M) f32, classes (B, M) i32 with -1 in padding, and
-        indices (B, M) i64 into the T rows.
+        num_detections (B) i32, boxes (B, M, 4) f32, scores (B, M) f32, classes (B, M) i32 with -1
+        in padding, and indices (B, M) i64 into the T rows.
     """
     _check_nms(boxes, scores, classes, iou_threshold, max_detections)
     batch = boxes.shape[0]
@@ -111,9 +111,8 @@ def suppress(
     indices = classes.new_zeros(batch, max_detections)
     num_detections = classes.new_zeros(batch, dtype=torch.int32)
     for row in range(batch):
-        kept = _keep_rows(boxes[row], scores[row], classes[row], iou_threshold[row])[
-            :max_detections
-        ]
+        kept = _keep_rows(boxes[row], scores[row], classes[row], iou_threshold[row])
+        kept = kept[:max_detections]
         num = len(kept)
         num_detections[row] = num
         indices[row, :num] = kept
@@ -147,10 +146,23 @@ def _cut(score_threshold: Tensor, activation: str) -> Tensor:
     return torch.where(score_threshold < 1, cut, torch.inf)
 
 
+def _score(logits: Tensor, activation: str) -> Tensor:
+    """Turn the logits of candidates into scores, which are above 0."""
+    tiny = torch.finfo(torch.float32).tiny
+    return logits.sigmoid().clamp(min=tiny) if activation == "sigmoid" else logits
+
+
 def _keep_rows(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: Tensor) -> Tensor:
-    """Give the rows (n,) of one image that greedy NMS keeps, in order; boxes (T, 4), scores (T), classes (T)."""
+    """Give the rows (n,) of one image that greedy NMS keeps, in order.
+
+    Args:
+        boxes: (T, 4).
+        scores: (T,).
+        classes: (T,).
+        iou_threshold: ().
+    """
     usable = (scores > 0) & boxes.isfinite().all(dim=1)
-    # Ranks instead of scores: equal scores keep the order of their rows whatever torchvision's sort does.
+    # Ranks instead of scores: equal scores keep their order whatever torchvision's sort does.
     ranks = torch.arange(len(boxes), 0, -1, dtype=torch.float32, device=boxes.device)
     # torchvision compares the float32 IoU with a double: hand over the float32 threshold, exactly.
     threshold = float(np.float32(iou_threshold.item()))
@@ -191,15 +203,16 @@ def _check_nms(
 def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[str, ...]) -> None:
     if tensor.dtype != dtype or tensor.dim() != len(shape):
         raise ValueError(
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} ({', '.join(shape)}). "
-            f"Convert it with .to({dtype}) before the call: selection and suppression have one type in every precision."
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} "
+            f"({', '.join(shape)}). Convert it before the call: selection and suppression have "
+            "the same types in every precision."
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- ONNX side
+# -------------------------------------------------------------------------------------- ONNX side
 
 
-# Outputs of the two nodes: element type, and what follows the batch and the rows (T or M); None is (B) without rows.
+# Outputs of the two nodes: element type, and what follows (B, rows) in the shape; None is (B).
 OUTPUTS: dict[str, dict[str, tuple[str, tuple[int, ...] | None]]] = {
     select.OP_TYPE: {"scores": ("float", ()), "anchors": ("int64", ()), "classes": ("int64", ())},
     nms.OP_TYPE: {
@@ -210,16 +223,14 @@ OUTPUTS: dict[str, dict[str, tuple[str, tuple[int, ...] | None]]] = {
         "det_indices": ("int64", ()),
     },
 }
-ROWS = {
-    select.OP_TYPE: "candidates",
-    nms.OP_TYPE: "max_detections",
-}  # the attribute that holds the number of rows
+# The attribute that says how many rows they have.
+ROWS = {select.OP_TYPE: "candidates", nms.OP_TYPE: "max_detections"}
 
 
 def _make_node_writer(
     op_type: str, inputs: dict[str, str], attributes: dict[str, OpSchema.AttrType]
 ) -> OnnxOp:
-    """Describe a node to the exporter: ONNX element types of its inputs, types of its attributes."""
+    """Describe a node to the exporter: element types of its inputs, types of its attributes."""
     schema = OpSchema(
         op_type,
         select.DOMAIN,
@@ -237,7 +248,7 @@ def _make_node_writer(
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Say how torch.onnx.export(..., custom_translation_table=...) writes the two operators: as one node each."""
+    """Say how torch.onnx.export writes the two operators, each as one node."""
     select_node = _make_node_writer(
         select.OP_TYPE,
         {"logits": "float", "score_threshold": "float"},
@@ -249,12 +260,12 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         {"max_detections": OpSchema.AttrType.INT},
     )
 
-    def write_select(logits: Any, score_threshold: Any, candidates: int, activation: str) -> Any:  # noqa: ANN401
+    def write_select(logits: Any, score_threshold: Any, candidates: int, activation: str) -> Any:
         return select_node(logits, score_threshold, candidates=candidates, activation=activation)
 
     def write_nms(
         boxes: Any, scores: Any, classes: Any, iou_threshold: Any, max_detections: int
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         return nms_node(boxes, scores, classes, iou_threshold, max_detections=max_detections)
 
     return {
@@ -268,14 +279,16 @@ def attach_functions(model: onnx.ModelProto, *, early_exit: bool, inline: bool) 
 
     Args:
         model: opset 18 or 19; is not changed.
-        early_exit: the body of KestrelNms for CPUs; False is the body for TensorRT (`export/graph/nms.py`).
-        inline: replace the nodes by their bodies: standard operators only, loads everywhere ("portable"). Otherwise the
-            nodes stay and call local functions, which a TensorRT plugin of the same name takes precedence over.
+        early_exit: the body of KestrelNms for CPUs; False is the body for TensorRT
+            (`export/graph/nms.py`).
+        inline: replace the nodes by their bodies: standard operators only, loads everywhere
+            ("portable"). Otherwise the nodes stay and call local functions, which a TensorRT plugin
+            of the same name takes precedence over.
 
     Returns:
         A checked model with inferred shapes.
     """
-    nodes = [node for node in _all_nodes(model.graph) if node.domain == select.DOMAIN]
+    nodes = [node for node in walk(model.graph.node) if node.domain == select.DOMAIN]
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     attached = onnx.ModelProto()
     attached.CopyFrom(model)
@@ -298,7 +311,7 @@ def attach_functions(model: onnx.ModelProto, *, early_exit: bool, inline: bool) 
 def _functions_for(
     nodes: list[onnx.NodeProto], *, early_exit: bool, opset: int
 ) -> list[onnx.FunctionProto]:
-    """Build the functions that the nodes call; one KestrelSelect body serves a model, so its activations must agree."""
+    """Build the functions that the nodes call; a model has one body of KestrelSelect at most."""
     known = {select.OP_TYPE, nms.OP_TYPE}
     used = {node.op_type for node in nodes}
     if used - known:
@@ -308,23 +321,20 @@ def _functions_for(
         )
     functions = []
     if select.OP_TYPE in used:
-        activations = {_activation(node) for node in nodes if node.op_type == select.OP_TYPE}
+        activations = {
+            attribute(node, "activation", "sigmoid")
+            for node in nodes
+            if node.op_type == select.OP_TYPE
+        }
         if len(activations) > 1:
             raise ValueError(
-                f"the model's {select.OP_TYPE} nodes have the activations {', '.join(sorted(activations))}, expected "
+                f"the {select.OP_TYPE} nodes have the activations {sorted(activations)}, expected "
                 "one. Apply sigmoid in the model and use 'none' for all."
             )
         functions.append(select.select_function(activation=activations.pop(), opset=opset))
     if nms.OP_TYPE in used:
         functions.append(nms.nms_function(early_exit=early_exit, opset=opset))
     return functions
-
-
-def _activation(node: onnx.NodeProto) -> str:
-    values = [
-        attribute.s.decode() for attribute in node.attribute if attribute.name == "activation"
-    ]
-    return values[0] if values else "sigmoid"
 
 
 def _type_outputs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
@@ -334,9 +344,7 @@ def _type_outputs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     outputs = {output for node in nodes for output in node.output if output}
     others = [info for info in graph.value_info if info.name not in outputs]
     for node in nodes:
-        rows = next(
-            attribute.i for attribute in node.attribute if attribute.name == ROWS[node.op_type]
-        )
+        rows = attribute(node, ROWS[node.op_type], 0)
         for name, (kind, after) in zip(node.output, OUTPUTS[node.op_type].values(), strict=False):
             if name and name not in {output.name for output in graph.output}:
                 shape = [batch] if after is None else [batch, rows, *after]
@@ -347,15 +355,6 @@ def _type_outputs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
                 )
     del graph.value_info[:]
     graph.value_info.extend(others)
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Walk the nodes of a graph and of the graphs inside its nodes."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _all_nodes(attribute.g)
 
 
 def _import_domain(model: onnx.ModelProto, *, used: bool) -> None:

@@ -10,20 +10,25 @@ Definition. Let cut(b, k) be the threshold in the units of the logits:
     activation "sigmoid": log(t / (1 - t)); t <= 0 gives the lowest float, t >= 1 gives +inf
     activation "none":    max(t, 0); the logits are scores already
 
-* A pair (anchor, class) is a candidate if its logit > cut, strictly. So NaN and -inf never are, and a threshold of 1 or
-  more (sigmoid; above 1 for "none") switches a class off **before** selection: it cannot crowd others out.
-* The rows are the first T candidates by falling logit; equal logits by the lower flat index anchor * K + class.
-* score = sigmoid(logit), at least 1.2e-38, or the logit itself: a row with a candidate always has a score > 0.
-* Rows without a candidate come last, with score 0, anchor 0 and class 0: valid indices, so that gathering is safe.
+* A pair (anchor, class) is a candidate if its logit > cut, strictly. So NaN and -inf never are, and
+  a threshold of 1 or more (sigmoid; above 1 for "none") switches a class off **before** selection:
+  it cannot crowd others out.
+* The rows are the first T candidates by falling logit; equal logits by the lower flat index, which
+  is anchor * K + class.
+* score = sigmoid(logit), at least 1.2e-38, or the logit itself: a row with a candidate always has a
+  score > 0.
+* Rows without a candidate come last, with score 0, anchor 0 and class 0: valid indices, so that
+  gathering is safe.
 
-Method (measured in facts/nms.md, section 7): max over classes, the T best anchors, then the T best pairs of those. This
-is exact: a pair among the T best lies in an anchor whose best pair is among the T best. Comparing logits instead of
-scores leaves T sigmoids in place of B * A * K.
+Method (measured in facts/nms.md, section 7): max over classes, the T best anchors, then the T best
+pairs of those. This is exact: a pair among the T best lies in an anchor whose best pair is among
+the T best. Comparing logits instead of scores leaves T sigmoids in place of B * A * K.
 
 Rules the text below keeps, because engines differ:
 
-* OpenVINO and TensorRT promise nothing about the order of equal values in TopK: values are used as they come, indices
-  only where the keys are distinct. `_best_in_index_order` repairs the choice at the T-th place, step 5 the order.
+* OpenVINO and TensorRT promise nothing about the order of equal values in TopK: values are used as
+  they come, indices only where the keys are distinct. `_best_in_index_order` repairs the choice at
+  the T-th place, step 5 the order.
 * `Less(a, b)` and not `Greater(b, a)`: OpenVINO's Greater is true for NaN, its Less is not.
 * No CumSum: TensorRT's parser before 10.9 turns it into a loop with one step per element.
 * Keys of sorts are float32 integers and must stay below 2**24: T <= 2048, A < 2**23, T * K < 2**23.
@@ -61,7 +66,8 @@ _CONSTANTS = """
   t_float = Cast<to = 1>(t)
 """
 
-# 1. The threshold in the units of the logits: cut (B, K). Clip keeps Log finite; Where sets both ends.
+# 1. The threshold in the units of the logits: cut (B, K). Clip keeps Log finite; Where sets both
+# ends.
 _CUT: dict[str, str] = {
     "sigmoid": """
   largest_below_1 = Constant<value = float {0.99999994}>()
@@ -86,7 +92,8 @@ _MASK = """
   masked = Where(passes, logits, lowest)               # (B, A, K)
 """
 
-# 3. The best anchors by their best class, back in index order. With fewer anchors than T, all of them.
+# 3. The best anchors by their best class, back in index order. With fewer anchors than T, all of
+# them.
 _ANCHORS_BEFORE = """
   best = ReduceMax<keepdims = 0>(masked, axis2)        # (B, A)
   num_anchors = Shape<start = 1, end = 2>(logits)
@@ -94,26 +101,29 @@ _ANCHORS_BEFORE = """
   ta1 = Min(t1, num_anchors)                           # [Ta]
 """
 
-# 4. The best pairs of those anchors. Rows in index order make the flat order of ties the original one.
+# 4. The best pairs of those anchors. Rows in index order make the flat order of ties the original
+# one.
 _PAIRS_BEFORE = """
   anchor3 = Unsqueeze(anchor, axis2)
   rows = GatherND<batch_dims = 1>(masked, anchor3)     # (B, Ta, K)
   flat = Reshape(rows, per_row)                        # (B, Ta * K)
 """
 
-# 5. A stable sort of the T pairs by falling value. TopK gives the values in order but equal ones in any order. Equal
-#    values form a group; the key group * T + place is distinct and sorts each group by its place in `pair`.
+# 5. A stable sort of the T pairs by falling value. TopK gives the values in order but equal ones in
+# any order. Equal values form a group; the key group * T + place is distinct and sorts each group
+# by its place in `pair`.
 _SORT_BEFORE = """
   value = GatherElements<axis = 1>(flat, pair)
   top, place_any = TopK<axis = 1>(value, t1)           # (B, T)
   t_less = Sub(t1, axis1)
   left = Slice(top, axis0, t_less, axis1)
   right = Slice(top, axis1, t1, axis1)
-  falls = Less(right, left)                            # (B, T - 1): a new group begins one further on
+  falls = Less(right, left)                            # (B, T - 1): a group ends here
   falls_float = Cast<to = 1>(falls)
 """
 
-#    The group's number is the running sum of `falls`: inside blocks of 64, plus the sums of the blocks before.
+#    The group's number is the running sum of `falls`: inside blocks of 64, plus the sums of the
+#    blocks before.
 _RUNNING_SUM = """
   block = Constant<value = int64 {64}>()
   block1 = Constant<value = int64[1] {64}>()
@@ -152,7 +162,7 @@ _SORT_AFTER = """
   place_any_float = Cast<to = 1>(place_any)
   key = Add(group_base, place_any_float)
   key_rising, key_order = TopK<axis = 1, largest = 0>(key, t1)
-  place_float = Sub(key_rising, group_base)            # groups keep their size, so row j is still in group j
+  place_float = Sub(key_rising, group_base)            # row j is still in group j
   place = Cast<to = 7>(place_float)
   pair_sorted = GatherElements<axis = 1>(pair, place)  # (B, T) into flat
   slot = Div(pair_sorted, num_classes)
@@ -180,10 +190,12 @@ _EMIT_SCORES: dict[str, str] = {
 
 
 def _best_in_index_order(source: str, count: str, result: str) -> str:
-    """Write the step that finds the `count` largest entries per row and returns their positions in rising order.
+    """Write the step that finds the `count` largest entries per row and returns their positions in
+    rising order.
 
-    Among entries equal to the smallest one taken the lowest positions are taken, whatever TopK does with ties: entries
-    above it get the keys [-N, 0), equal ones [0, N), all others 2N; the `count` smallest keys are the answer.
+    Among entries equal to the smallest one taken the lowest positions are taken, whatever TopK does
+    with ties: entries above it get the keys [-N, 0), equal ones [0, N), all others 2N; the `count`
+    smallest keys are the answer.
 
     Args:
         source: name of a (B, N) float tensor without NaN.
@@ -215,8 +227,8 @@ def _best_in_index_order(source: str, count: str, result: str) -> str:
 def select_function(*, activation: Activation = "sigmoid", opset: int = 18) -> onnx.FunctionProto:
     """Build the body of KestrelSelect; see the module's docstring for what it computes.
 
-    Both activations have the same name: a model uses one of them. The node's attribute `activation` says which, for
-    readers and for a TensorRT plugin of that name; the body does not read it.
+    Both activations have the same name: a model uses one of them. The node's attribute `activation`
+    says which, for readers and for a TensorRT plugin of that name; the body does not read it.
 
     Args:
         activation: what turns logits into scores; "none" if they are scores already.
@@ -242,7 +254,7 @@ def select_function(*, activation: Activation = "sigmoid", opset: int = 18) -> o
         _EMIT_BEFORE,
         _EMIT_SCORES[activation],
     )
-    return onnx.parser.parse_function(
+    return parse_body(
         f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">\n'
         f'{OP_TYPE} <candidates: int = 300, activation: string = "{activation}">\n'
         "  (logits, score_threshold) => (scores, anchors, classes)\n"
@@ -250,12 +262,20 @@ def select_function(*, activation: Activation = "sigmoid", opset: int = 18) -> o
     )
 
 
+def parse_body(text: str) -> onnx.FunctionProto:
+    """Parse a function and name its nodes after it, since TensorRT names layers by nodes."""
+    function = onnx.parser.parse_function(text)
+    for node in function.node:
+        node.name = f"{function.name}/{node.output[0]}"
+    return function
+
+
 def check_opset(opset: int) -> None:
     """Refuse a model opset for which the function bodies are not written."""
     if opset not in OPSETS:
         raise ValueError(
-            f"the model's opset is {opset}, the Kestrel functions are written for {OPSETS[0]} to {OPSETS[-1]}. "
-            "Export with opset_version=18."
+            f"the model's opset is {opset}, the Kestrel functions are written for "
+            f"{OPSETS[0]} to {OPSETS[-1]}. Export with opset_version=18."
         )
 
 
@@ -270,11 +290,11 @@ def check_candidates(candidates: int, *, num_anchors: int, num_classes: int) -> 
     limit = min(MAX_CANDIDATES, num_anchors * num_classes)
     if not 1 <= candidates <= limit:
         raise ValueError(
-            f"candidates is {candidates}, expected 1 to {limit} "
-            f"({num_anchors} anchors x {num_classes} classes, at most {MAX_CANDIDATES}). Clamp it to {limit}."
+            f"candidates is {candidates}, expected 1 to {limit} ({num_anchors} anchors x "
+            f"{num_classes} classes, at most {MAX_CANDIDATES}). Clamp it to {limit}."
         )
     if num_anchors >= MAX_KEYS or candidates * num_classes >= MAX_KEYS:
         raise ValueError(
-            f"{num_anchors} anchors and {candidates} candidates x {num_classes} classes, expected below {MAX_KEYS} each. "
-            "Lower the number of candidates or split the image."
+            f"{num_anchors} anchors and {candidates} candidates x {num_classes} classes, expected "
+            f"below {MAX_KEYS} each. Lower the number of candidates or split the image."
         )

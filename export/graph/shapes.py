@@ -1,7 +1,8 @@
-"""Type the tensors of a graph: fold the arithmetic on shapes that inlined functions leave, infer with a named batch.
+"""Type the tensors of a graph: fold the arithmetic on shapes, infer with a named batch.
 
-A local function reads the sizes of its inputs with Shape, because one body serves every model. After inlining most of
-them are known numbers; folded, they let shape inference type every tensor and let a reader see TopK's K.
+A local function reads the sizes of its inputs with Shape, because one body serves every model.
+After inlining most of them are known numbers; folded, they let shape inference type every tensor
+and let a reader see TopK's K.
 """
 
 import math
@@ -15,10 +16,12 @@ import onnx.shape_inference
 from onnx import TensorShapeProto
 from onnx.reference import ReferenceEvaluator
 
+from export.graph.walking import reads, subgraphs
+
 ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Mod"}
 ARITHMETIC |= {"Concat", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity"}
 MAX_SIZE = 64  # numbers in a folded tensor: shapes and pads, never data
-MAX_ROUNDS = 10  # each round types more of the graph and so makes more of it foldable; the Kestrel functions need 4
+MAX_ROUNDS = 10  # a round types more of the graph, which makes more of it foldable; we need 4
 
 STANDARD = ("", "ai.onnx")
 STAND_IN = 1_000_003  # a prime that no real size equals: the batch while shapes are inferred
@@ -45,26 +48,23 @@ def known_integers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace fixed integer arithmetic by constants and drop what nothing reads any more; returns a new model."""
+    """Replace fixed integer arithmetic by constants and drop what nothing reads any more; returns a
+    new model."""
     folded = onnx.ModelProto()
     folded.CopyFrom(model)
     for _ in range(MAX_ROUNDS):
         folded = onnx.shape_inference.infer_shapes(folded, data_prop=True)
         values = known_integers(folded)
-        changed = False
-        for node in folded.graph.node:
-            if (
-                node.op_type not in ("Constant", "")
-                and len(node.output) == 1
-                and node.output[0] in values
-            ):
-                output = node.output[0]
-                tensor = onnx.numpy_helper.from_array(values[output], output)
-                node.CopyFrom(
-                    onnx.helper.make_node("Constant", [], [output], name=node.name, value=tensor)
-                )
-                changed = True
-        if not changed:
+        arithmetic = [
+            node
+            for node in folded.graph.node
+            if node.op_type != "Constant" and len(node.output) == 1 and node.output[0] in values
+        ]
+        for node in arithmetic:
+            tensor = onnx.numpy_helper.from_array(values[node.output[0]])
+            constant = onnx.helper.make_node("Constant", [], node.output, node.name, value=tensor)
+            node.CopyFrom(constant)
+        if not arithmetic:
             break
     _drop_unread(folded.graph)
     return folded
@@ -73,9 +73,10 @@ def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Infer the shape of every tensor in terms of the batch; returns a new model.
 
-    onnx's inference forgets a symbolic batch at TopK, Slice and Pad, and every shape at a Loop. So the batch is a number
-    while it runs, and what a Loop carries keeps its shape (a Loop for which that is not so is refused by onnx). What nodes
-    of other domains give is taken from the model: inference through a local function finds hardly more than types.
+    onnx's inference forgets a symbolic batch at TopK, Slice and Pad, and every shape at a Loop. So
+    the batch is a number while it runs, and what a Loop carries keeps its shape (a Loop for which
+    that is not so is refused by onnx). What nodes of other domains give is taken from the model:
+    inference through a local function finds hardly more than types.
 
     Args:
         model: whose only symbolic size, if any, is the first one of its inputs.
@@ -90,7 +91,7 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     typed.graph.value_info.extend(info for info in model.graph.value_info if info.name in called)
     _rename_batch(
         typed.graph,
-        lambda dim: dim.dim_param == name,
+        lambda dim: bool(name) and dim.dim_param == name,
         lambda dim: setattr(dim, "dim_value", STAND_IN),
     )
     typed = onnx.shape_inference.infer_shapes(typed, strict_mode=True, data_prop=True)
@@ -101,9 +102,8 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         lambda dim: dim.dim_value == STAND_IN,
         lambda dim: setattr(dim, "dim_param", name),
     )
-    _rename_batch(
-        typed.graph, lambda dim: dim.dim_value > STAND_IN, lambda dim: dim.Clear()
-    )  # batch times something
+    # What is left is the batch times something, which has no name.
+    _rename_batch(typed.graph, lambda dim: dim.dim_value > STAND_IN, lambda dim: dim.Clear())
     return typed
 
 
@@ -134,20 +134,19 @@ def _rename_batch(
             if matches(dim):
                 change(dim)
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _rename_batch(attribute.g, matches, change)
+        for inner in subgraphs(node):
+            _rename_batch(inner, matches, change)
 
 
 def _type_one_loop(graph: onnx.GraphProto) -> bool:
-    """Give what the first untyped Loop carries the shape it starts with; False if there is none to type."""
+    """Give what the first untyped Loop carries the shape it starts with; False if none is left."""
     infos = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     typed = {name for name, info in infos.items() if info.type.tensor_type.HasField("shape")}
     for node in graph.node:
         starts = node.input[2:]
         if node.op_type != "Loop" or node.output[0] in typed or not typed.issuperset(starts):
             continue
-        body = next(attribute.g for attribute in node.attribute if attribute.name == "body")
+        body = subgraphs(node)[0]
         for place, start in enumerate(starts):
             kind = infos[start].type
             body.input[2 + place].type.CopyFrom(kind)
@@ -178,7 +177,8 @@ def _known_shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
 def _evaluate(
     node: onnx.NodeProto, values: dict[str, np.ndarray], shapes: dict[str, list[int | None]]
 ) -> np.ndarray | None:
-    """Give the value of a node's only output, or None if it is not fixed or not integer arithmetic."""
+    """Give the value of a node's only output, or None if it is not fixed or not integer
+    arithmetic."""
     if node.domain not in STANDARD or len(node.output) != 1:
         return None
     if node.op_type == "Shape":
@@ -217,21 +217,10 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
     for node in reversed(graph.node):
         if any(name in read for name in node.output):
             kept.append(node)
-            read.update(_names_read(node))
+            read.update(reads(node))
     kept.reverse()
     del graph.node[:]
     graph.node.extend(kept)
     infos = [info for info in graph.value_info if info.name in read]
     del graph.value_info[:]
     graph.value_info.extend(infos)
-
-
-def _names_read(node: onnx.NodeProto) -> set[str]:
-    """Give the names a node reads, those inside its subgraphs included."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            names.update(output.name for output in attribute.g.output)
-            for inner in attribute.g.node:
-                names |= _names_read(inner)
-    return names

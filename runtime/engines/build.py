@@ -139,9 +139,11 @@ def _build(
 def _network_flags(trt: Any) -> int:
     """STRONGLY_TYPED where the enum has it: required in 10.x, harmless in 11.x."""
     flags = getattr(trt, "NetworkDefinitionCreationFlag", None)
-    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if hasattr(
-        flags, "STRONGLY_TYPED"
-    ) else 0
+    return (
+        1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        if hasattr(flags, "STRONGLY_TYPED")
+        else 0
+    )
 
 
 def _configure(

@@ -41,7 +41,10 @@ _CURES = (
     ("could not find any implementation", "give it more memory (workspace_bytes), or simplify it"),
     ("out of memory", "close other programs that use the GPU, or lower workspace_bytes"),
     ("outofmemory", "close other programs that use the GPU, or lower workspace_bytes"),
-    ("insufficient for cuda runtime", "the NVIDIA driver is older than this build needs: update it"),
+    (
+        "insufficient for cuda runtime",
+        "the NVIDIA driver is older than this build needs: update it",
+    ),
     ("failed to parse the onnx model", "the file is damaged: copy or export the bundle again"),
     (
         "cannot be found, or is not a regular file",
@@ -69,9 +72,7 @@ def build_refusal(what: str, flavour: str, said: Sequence[str]) -> EngineError:
     """The error for a network that parsed and does not build: the logger's first line."""
     text = said[0] if said else "no reason given"
     cure = next((_cure(line) for line in said if _cure(line) != _GENERAL_CURE), _GENERAL_CURE)
-    return EngineError(
-        f"{flavour} cannot build {what}: {_shorten(text)}. {_capitalise(cure)}."
-    )
+    return EngineError(f"{flavour} cannot build {what}: {_shorten(text)}. {_capitalise(cure)}.")
 
 
 def _place_of(error: Any) -> str:

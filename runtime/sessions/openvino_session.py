@@ -208,10 +208,7 @@ class _Request:
             tensors.append(tensor)
             self.handle.set_input_tensor(index, tensor)
         self.handle.start_async()
-        self._owner = OpenVinoTicket(self, tensors, state_names)
-        for index, name in enumerate(self._outputs):
-            if name in state_names:
-                state[state_names[name]] = self.handle.get_output_tensor(index)
+        self._owner = OpenVinoTicket(self, tensors, state, state_names)
         return self._owner
 
     def finish(self) -> None:
@@ -220,21 +217,35 @@ class _Request:
         if owner is not None:
             owner.collect()
 
-    def copy_results(self, state_names: dict[str, str]) -> Results:
+    def take_results(self, state: dict[str, Any], state_names: dict[str, str]) -> Results:
+        """Wait; results are copied, state is handed on as the tensor that it lies in.
+
+        The next request writes to buffers of its own, so a state may be read and renewed at once.
+        """
         self.handle.wait()
-        return {
-            name: self.handle.get_output_tensor(index).data.copy()
-            for index, name in enumerate(self._outputs)
-            if name not in state_names
-        }
+        results: Results = {}
+        for index, name in enumerate(self._outputs):
+            tensor = self.handle.get_output_tensor(index)
+            if name in state_names:
+                state[state_names[name]] = tensor
+            else:
+                results[name] = tensor.data.copy()
+        return results
 
 
 class OpenVinoTicket:
     """An inference under way."""
 
-    def __init__(self, request: _Request, inputs: list[Any], state_names: dict[str, str]) -> None:
+    def __init__(
+        self,
+        request: _Request,
+        inputs: list[Any],
+        state: dict[str, Any],
+        state_names: dict[str, str],
+    ) -> None:
         self._request: _Request | None = request
         self._inputs = inputs  # the request reads the caller's arrays in place
+        self._state = state
         self._state_names = state_names
         self._results: Results = {}
         self._error: SessionError | None = None
@@ -252,7 +263,7 @@ class OpenVinoTicket:
         if request is None:
             return
         try:
-            self._results = request.copy_results(self._state_names)
+            self._results = request.take_results(self._state, self._state_names)
         except RuntimeError as error:
             self._error = SessionError(
                 f"OpenVINO failed in graph {request.graph!r}: {summarise(error)}"

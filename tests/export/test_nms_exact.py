@@ -1,7 +1,8 @@
 """KestrelSelect + KestrelNms give the result of their definition, bit for bit in choice and order.
 
-1,000 cases run through ONNX Runtime and OpenVINO, each with both bodies of KestrelNms, and are compared with a NumPy
-selection by definition followed by torchvision.ops.nms class by class, and with ONNX Runtime's NonMaxSuppression.
+1,000 cases run through ONNX Runtime and OpenVINO, each with both bodies of KestrelNms, and are
+compared with a NumPy selection by definition followed by torchvision.ops.nms class by class, and
+with ONNX Runtime's NonMaxSuppression.
 """
 
 from collections.abc import Callable
@@ -50,11 +51,12 @@ CONFIGS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------- cases
+# ------------------------------------------------------------------------------------------ cases
 
 
 def _random_image(rng: np.random.Generator, config: Config) -> Arrays:
-    """Boxes over 200 px and logits around 0: logits (A, K), boxes (A, 4), score_threshold (K), iou_threshold ()."""
+    """Boxes over 200 px and logits around 0: logits (A, K), boxes (A, 4), score_threshold (K),
+    iou_threshold ()."""
     num_clusters = int(rng.choice([3, 20, 200]))
     centres = rng.uniform(0, 200, (num_clusters, 2))[rng.integers(0, num_clusters, config.anchors)]
     centres = centres + rng.normal(0, 4, centres.shape)
@@ -133,7 +135,8 @@ def _add_multi_label(rng: np.random.Generator, image: Arrays) -> None:
 
 
 def _add_chain(rng: np.random.Generator, image: Arrays) -> None:
-    """Boxes in a row, each overlapping only its neighbours above the threshold, with falling scores."""
+    """Boxes in a row, each overlapping only its neighbours above the threshold, with falling
+    scores."""
     length = min(CHAIN, len(image["boxes"]))
     at = rng.permutation(len(image["boxes"]))[:length] if rng.random() < 0.5 else np.arange(length)
     left = np.arange(length) * 10.0
@@ -193,13 +196,14 @@ def _make_image(rng: np.random.Generator, config: Config) -> Arrays:
 
 
 def _make_case(config: Config, number: int) -> Arrays:
-    """Stack B different images: logits (B, A, K), boxes (B, A, 4), score_threshold (B, K), iou_threshold (B)."""
+    """Stack B different images: logits (B, A, K), boxes (B, A, 4), score_threshold (B, K),
+    iou_threshold (B)."""
     rng = np.random.default_rng([number, config.anchors])
     images = [_make_image(rng, config) for _ in range(config.batch)]
     return {name: np.stack([image[name] for image in images]) for name in images[0]}
 
 
-# ------------------------------------------------------------------------------------------------------------ reference
+# -------------------------------------------------------------------------------------- reference
 
 
 def _select_by_definition(image: Arrays, candidates: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +220,8 @@ def _select_by_definition(image: Arrays, candidates: int) -> tuple[np.ndarray, n
 def _keep_by_torchvision(
     boxes: np.ndarray, classes: np.ndarray, iou_threshold: np.ndarray
 ) -> np.ndarray:
-    """Give the rows kept by torchvision's NMS run class by class, in order; rows come best first."""
+    """Give the rows kept by torchvision's NMS run class by class, in order; rows come best
+    first."""
     finite = np.isfinite(boxes).all(axis=1)
     ranks = torch.arange(len(boxes), 0, -1, dtype=torch.float32)
     kept: list[int] = []
@@ -231,7 +236,8 @@ def _keep_by_torchvision(
 
 def _suppression_session() -> onnxruntime.InferenceSession:
     graph = onnx.parser.parse_graph(
-        "suppress (float[1, T, 4] boxes, float[1, K, T] scores, int64 most, float iou, float score) => (int64[N, 3] kept)"
+        "suppress (float[1, T, 4] boxes, float[1, K, T] scores, int64 most, float iou, float score)"
+        "=> (int64[N, 3] kept)"
         "{ kept = NonMaxSuppression(boxes, scores, most, iou, score) }"
     )
     model = onnx.helper.make_model(
@@ -250,8 +256,8 @@ def _keep_by_onnxruntime(
 ) -> np.ndarray:
     """Give the rows kept by ONNX Runtime's NonMaxSuppression, in order; rows come best first.
 
-    It swaps the corners of inverted boxes, which then overlap others. An inverted box has no intersection by our
-    definition, so it is handed over with an empty area.
+    It swaps the corners of inverted boxes, which then overlap others. An inverted box has no
+    intersection by our definition, so it is handed over with an empty area.
     """
     if not len(boxes):
         return np.zeros(0, np.int64)
@@ -273,7 +279,7 @@ def _keep_by_onnxruntime(
     return np.sort(kept[:, 2])
 
 
-# -------------------------------------------------------------------------------------------------------------- engines
+# ---------------------------------------------------------------------------------------- engines
 
 
 def _build_model(config: Config, *, early_exit: bool) -> onnx.ModelProto:
@@ -282,16 +288,19 @@ def _build_model(config: Config, *, early_exit: bool) -> onnx.ModelProto:
         f"""
         detect (float[{b}, {a}, {k}] logits, float[{b}, {a}, 4] boxes,
                 float[{b}, {k}] score_threshold, float[{b}] iou_threshold)
-            => (float[{b}, {t}] selected_scores, int64[{b}, {t}] anchors, int64[{b}, {t}] selected_classes,
+            => (float[{b}, {t}] selected_scores, int64[{b}, {t}] anchors,
+                int64[{b}, {t}] selected_classes,
                 int32[{b}] num_detections, float[{b}, {m}, 4] boxes_xyxy, float[{b}, {m}] scores,
                 int32[{b}, {m}] classes, int64[{b}, {m}] indices)
         {{
             selected_scores, anchors, selected_classes
-                = kestrel.KestrelSelect<candidates = {t}, activation = "sigmoid">(logits, score_threshold)
+                = kestrel.KestrelSelect<candidates = {t}, activation = "sigmoid">
+                (logits, score_threshold)
             axis = Constant<value = int64[1] {{2}}>()
             anchors3 = Unsqueeze(anchors, axis)
             selected_boxes = GatherND<batch_dims = 1>(boxes, anchors3)
-            num_detections, boxes_xyxy, scores, classes, indices = kestrel.KestrelNms<max_detections = {m}>
+            num_detections, boxes_xyxy, scores, classes, indices
+                = kestrel.KestrelNms<max_detections = {m}>
                 (selected_boxes, selected_scores, selected_classes, iou_threshold)
         }}
         """

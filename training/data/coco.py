@@ -173,7 +173,7 @@ def _categories(
         keyed = next((entry for entry in content["categories"] if entry.get("keypoints")), {})
         joints = tuple(str(name) for name in keyed.get("keypoints", ()))
         skeleton = tuple((int(a) - 1, int(b) - 1) for a, b in keyed.get("skeleton") or ())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path}: a category lacks an id or a name ({error!r}); "
             'expected entries like {"id": 1, "name": "person"}.'

@@ -88,15 +88,15 @@ def check_target(path: Path, *, suffixes: Iterable[str], taken: Iterable[Path] =
     if known and path.suffix.lower() not in known:
         raise SinkError(
             f"output {path} ends in {path.suffix or 'no suffix'!r}; "
-            f"expected one of {', '.join(known)}. Choose another name"
+            f"expected one of {', '.join(known)}. Choose another name."
         )
     if path.is_dir():
-        raise SinkError(f"output {path} is a folder; expected a file. Add a file's name")
+        raise SinkError(f"output {path} is a folder; expected a file. Add a file's name.")
     for other in taken:
         if _is_same(path, other):
             raise SinkError(
                 f"output {path} is the file that is read or written already ({other}). "
-                "Choose another name"
+                "Choose another name."
             )
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
@@ -105,7 +105,7 @@ def check_target(path: Path, *, suffixes: Iterable[str], taken: Iterable[Path] =
     if not folder.is_dir() or not is_writable:
         raise SinkError(
             f"output {path} cannot be written: no right to write in {folder}, or it is no folder. "
-            "Choose another place"
+            "Choose another place."
         )
 
 
@@ -119,7 +119,7 @@ def make_folder(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SinkError(
-            f"folder {path.parent} cannot be made: {one_line(error)}. Choose another place"
+            f"folder {path.parent} cannot be made: {one_line(error)}. Choose another place."
         ) from None
 
 

@@ -40,7 +40,7 @@ class JsonLinesSink(Sink):
                 self._descriptor = os.dup(sys.stdout.fileno())
         except OSError as error:
             raise SinkError(
-                f"output {self.target} cannot be opened: {one_line(error)}. Choose another place"
+                f"output {self.target} cannot be opened: {one_line(error)}. Choose another place."
             ) from None
         self._is_closed = False
 
@@ -61,7 +61,7 @@ class JsonLinesSink(Sink):
             self._take_back()
             raise SinkError(
                 f"output {self.target} cannot be written: {one_line(error)}. "
-                f"The lines before frame {result.frame.index} are whole; make room and run again"
+                f"The lines before frame {result.frame.index} are whole; make room and run again."
             ) from None
         self._length += len(line)
 

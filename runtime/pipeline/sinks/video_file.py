@@ -100,7 +100,7 @@ class VideoFileSink(Sink):
             self._file.start_encoding()
         except self._errors as error:
             raise SinkError(
-                f"output {path} cannot be opened: {one_line(error)}. Choose another place"
+                f"output {path} cannot be opened: {one_line(error)}. Choose another place."
             ) from None
         self._frame_class = av.VideoFrame
 
@@ -161,7 +161,7 @@ class VideoFileSink(Sink):
         self._is_broken = True
         return SinkError(
             f"output {self.target} cannot be written after {self._num_written} frames: "
-            f"{one_line(error)}. The part before plays; make room and run again"
+            f"{one_line(error)}. The part before plays; make room and run again."
         )
 
 
@@ -180,7 +180,7 @@ class OpencvVideoSink(Sink):
         if not self._writer.isOpened():
             raise SinkError(
                 f"output {path} cannot be opened by OpenCV; expected a writable place and one of "
-                f"{', '.join(SUFFIXES)}. Choose another place"
+                f"{', '.join(SUFFIXES)}. Choose another place."
             )
 
     def write(self, result: FrameResult) -> None:

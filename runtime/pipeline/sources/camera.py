@@ -30,7 +30,7 @@ class CameraSource(Source):
         if capture is None:
             raise SourceError(
                 f"camera {uri} cannot be opened; expected the number of a connected camera. "
-                "List them with 'ls /dev/video*'; another program may hold it"
+                "List them with 'ls /dev/video*'; another program may hold it."
             )
         import cv2
 
@@ -79,5 +79,5 @@ class CameraSource(Source):
             return Frame(image, index, self._time_s, captured_at, capture_ms, self.name)
         raise SourceError(
             f"{self.name} gave no picture after {self.num_decoded} frames; expected a stream. "
-            "Check its cable and power, and that no other program holds it"
+            "Check its cable and power, and that no other program holds it."
         )

@@ -30,7 +30,7 @@ class ImageSource(Source):
         if self._first is None:
             raise SourceError(
                 f"source {uri} has {len(self._paths)} image files and none decodes; "
-                "expected JPEG, PNG, BMP, WebP or TIFF"
+                "expected JPEG, PNG, BMP, WebP or TIFF."
             )
         height, width = self._first.image_bgr.shape[:2]
         self.size_wh = (width, height)
@@ -87,7 +87,7 @@ def find_images(uri: str) -> list[Path]:
         found = [Path(name) for name in names if Path(name).is_file()]
         what = "neither a file nor a folder, and no file matches it as a pattern"
     if not found:
-        raise SourceError(f"source {uri} is {what}; expected images. Check the path")
+        raise SourceError(f"source {uri} is {what}; expected images. Check the path.")
     return sorted(found, key=_natural_order)
 
 

@@ -26,14 +26,16 @@ class VideoFileSource(Source):
     def __init__(self, uri: str) -> None:
         path = Path(uri)
         if not path.exists():
-            raise SourceError(f"source {uri} does not exist; expected a video file. Check the path")
+            raise SourceError(
+                f"source {uri} does not exist; expected a video file. Check the path."
+            )
         if not path.is_file():
-            raise SourceError(f"source {uri} is no file; expected a video, a folder or a camera")
+            raise SourceError(f"source {uri} is no file; expected a video, a folder or a camera.")
         capture = open_capture(str(path), backends=("CAP_FFMPEG", "CAP_ANY"))
         if capture is None:
             raise SourceError(
                 f"source {uri} is no video that OpenCV can read; expected MP4, MKV, AVI or the "
-                "like. Play it with ffplay, or convert it with ffmpeg"
+                "like. Play it with ffplay, or convert it with ffmpeg."
             )
         import cv2
 
@@ -51,7 +53,7 @@ class VideoFileSource(Source):
             self.close()
             raise SourceError(
                 f"source {uri} holds no frame that decodes; expected a video. "
-                "The file is damaged or of an unknown codec"
+                "The file is damaged or of an unknown codec."
             )
         height, width = self._first.image_bgr.shape[:2]
         self.size_wh = (width, height)

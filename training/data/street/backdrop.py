@@ -18,7 +18,6 @@ PERIOD_PX, PERIOD_M = 512, 16.0  # texels and metres after which the ground repe
 # Rows of the ground by depth (metres): nearest first, with the texture's reduction along Z, X.
 GROUND_BANDS = ((0.0, 9.0, 1, 1), (9.0, 22.0, 4, 2), (22.0, 1e9, 16, 4))
 NUM_REDUCED = 12 * textures.NUM_FACADES
-RAMP = np.arange(256, dtype=np.float32)[:, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +56,13 @@ def paint_sky(frame: np.ndarray, camera: Camera, weather: Weather) -> None:
     target[:] = cv2.add(rest, cv2.cvtColor(part, cv2.COLOR_BGRA2BGR))
 
 
-def _tint(tile: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
-    ramp = np.arange(256, dtype=np.float32)[:, None] * np.asarray(colour, np.float32) / 128.0
-    return cv2.LUT(tile, np.clip(ramp, 0, 255).astype(np.uint8)[None])
-
-
 @lru_cache(maxsize=4)
 def ground_texture(layout: Layout) -> tuple[np.ndarray, ...]:
     """The ground around one street, one picture per band of GROUND_BANDS, X right and Z down."""
     per_m = GROUND_PX / (2 * layout.reach)
     tiles = textures.ground_tiles()
     picture = np.empty((PERIOD_PX, GROUND_PX, 3), np.uint8)
+    colours = np.empty((1, GROUND_PX, 3), np.uint8)
 
     def column(x: float) -> int:
         return int(np.clip(round((x + layout.reach) * per_m), 0, GROUND_PX))
@@ -77,18 +72,24 @@ def ground_texture(layout: Layout) -> tuple[np.ndarray, ...]:
         tile = tiles[kind][layout.style % 4]
         for start in range(left, right, textures.TILE_PX):
             stop = min(right, start + textures.TILE_PX)
-            picture[:, start:stop] = _tint(tile[:, : stop - start], colour)
+            picture[:, start:stop] = tile[:, : stop - start]
+        colours[:, left:right] = np.clip(colour, 0, 255)
 
     lay("slabs", -layout.reach, layout.reach, layout.pavement_colour)
     for x1, x2 in layout.lawns:
         lay("grass", x1, x2, (118, 118, 118))
     lay("asphalt", -layout.road_half, layout.road_half, layout.road_colour)
+    tint = cv2.repeat(colours, PERIOD_PX, 1)
+    cv2.multiply(picture, tint, dst=picture, scale=1 / 128)
     _paint_marks(picture, layout, per_m)
-    reduced = [
-        cv2.resize(picture, (GROUND_PX // x, PERIOD_PX // z), interpolation=cv2.INTER_AREA)
-        for _, _, z, x in GROUND_BANDS
-    ]
-    return tuple(reduced)
+    pictures, last = [picture], picture
+    for _, _, z, x in GROUND_BANDS[1:]:
+        half = (last.shape[1] // 2, last.shape[0] // 2)
+        last = cv2.resize(last, half, interpolation=cv2.INTER_AREA)
+        size = (GROUND_PX // x, PERIOD_PX // z)
+        last = cv2.resize(last, size, interpolation=cv2.INTER_AREA)
+        pictures.append(last)
+    return tuple(pictures)
 
 
 def _paint_marks(picture: np.ndarray, layout: Layout, per_m: float) -> None:
@@ -149,13 +150,13 @@ def light_ground(
     fade = 1.0 - np.exp(-depth / weather.sight_m)
     ground = frame[top:]
     lit = cv2.LUT(shadow[top:], weather.shadow_curve())
-    gain = cv2.multiply(lit, np.repeat((255 * (1 - fade)).astype(np.uint8)[:, None],
-                                       frame.shape[1], 1), scale=1 / 255)  # fmt: skip
+    clear = cv2.repeat((255 * (1 - fade)).astype(np.uint8)[:, None], 1, frame.shape[1])
+    gain = cv2.multiply(lit, clear, dst=lit, scale=1 / 255)
     cv2.multiply(ground, cv2.cvtColor(gain, cv2.COLOR_GRAY2BGR), dst=ground, scale=1 / 255)
     veil = (fade[:, None, None] * np.asarray(weather.haze)).astype(np.uint8)
     last = int(np.searchsorted(-fade, -0.02))  # nearer rows have too little haze to matter
     if last > 0:
-        cv2.add(ground[:last], np.repeat(veil[:last], frame.shape[1], 1), dst=ground[:last])
+        cv2.add(ground[:last], cv2.repeat(veil[:last], 1, frame.shape[1]), dst=ground[:last])
 
 
 @lru_cache(maxsize=8)
@@ -232,8 +233,10 @@ def _paint_wall(
         return False
     texture, lit = _reduced(building.facade, wide, tall)
     gain = weather.wall_gain(face.normal) * building.gain * (1 - fade)
-    ramp = RAMP * gain + np.asarray(weather.haze) * fade
-    texture = cv2.LUT(texture, np.minimum(ramp, 255).astype(np.uint8)[None])
+    tint = np.zeros((3, 4), np.float32)
+    tint[[0, 1, 2], [0, 1, 2]] = gain
+    tint[:, 3] = np.asarray(weather.haze) * fade
+    texture = cv2.transform(texture, tint)
     if weather.is_dusk:
         texture[lit > 127] = (140, 215, 250)
     along, down = corners[1] - corners[0], corners[0] - corners[3]

@@ -67,12 +67,13 @@ def paint_bicycle(
     for hub in (-half, half):
         ring = at(hub + RING[:, 0] * radius, radius + RING[:, 1] * radius)
         canvas.cover(ring)
+        centre = at([hub], [radius])[0]
         spokes = at(hub + RING[:, 0] * radius * 0.92, radius + RING[:, 1] * radius * 0.92)
         step = 2 if px > 60 else 4
         turn = int(pedal * 2) % step
-        centre = at([hub], [radius])[0]
-        for spoke in spokes[turn::step]:
-            canvas.line(np.stack([centre, spoke]), 0.006 * px, (150, 150, 152))
+        star = np.repeat(spokes[turn::step], 2, axis=0)
+        star[1::2] = centre
+        canvas.line(star, 0.006 * px, (150, 150, 152))
         rim = at(hub + RING[:, 0] * radius * 0.88, radius + RING[:, 1] * radius * 0.88)
         canvas.line(rim, 0.02 * px, (175, 175, 178), closed=True)
         canvas.line(ring, 0.055 * px, bicycle.tyre, closed=True)

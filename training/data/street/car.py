@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.street.camera import Camera
+from training.data.street.camera import NEAR_M, Camera
 from training.data.street.sprite import Canvas, Colour, Sprite, mix, shade
 
 PAINTS: tuple[Colour, ...] = (
@@ -24,9 +24,11 @@ SHAPES: dict[str, tuple[float, ...]] = {
     "van": (4.9, 1.95, 1.12, 2.1, -0.49, 0.40, -0.49, 0.22, 0.98),
     "sports": (4.3, 1.85, 0.8, 1.24, -0.38, 0.18, -0.2, 0.02, 0.84),
 }
+FLIP = np.array([1.0, -1.0])  # rows grow downwards
 GLASS: Colour = (78, 66, 54)
 CIRCLE = np.stack([np.cos(np.linspace(0, 2 * np.pi, 18)[:-1]),
                    np.sin(np.linspace(0, 2 * np.pi, 18)[:-1])], axis=1)  # fmt: skip
+WHEEL = np.column_stack([np.zeros(17), CIRCLE[:, 1], CIRCLE[:, 0]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +77,16 @@ class CarPainter:
         self.length, self.half = length * car.size, width * car.size / 2
         self.belt, self.roof = belt * car.size, roof * car.size
         eye = (np.asarray(camera.position) - self.place) @ self.axes.T
+        self.turn = self.axes @ camera.rotation().T
+        self.shift = camera.to_camera(self.place)
+        self.px = camera.focal / max(1.0, float(self.shift[2]))  # pixels of a metre
+        self.is_small = self.px < 17  # too small for handles, mirrors and reflections
         self.eye = eye  # the camera in the car's frame: right, up, forward
 
     def _project(self, local: np.ndarray) -> np.ndarray:
-        return self.camera.project(np.asarray(local, float) @ self.axes + self.place)[0]
+        there = np.asarray(local, float) @ self.turn + self.shift
+        scale = self.camera.focal / np.maximum(there[:, 2:], NEAR_M)
+        return there[:, :2] * FLIP * scale + (self.camera.centre_u, self.camera.horizon_v)
 
     def paint(self) -> Sprite | None:
         """The sprite, or None where nothing of it can fall into the frame."""
@@ -153,6 +161,8 @@ class CarPainter:
         side(back + 0.06, front - 0.1, low, low + 0.14, mix(lit, (25, 25, 28), 0.75))
         side(back + 0.05, front - 0.12, belt * 0.68, belt * 0.76, shade(lit, 1.22))
         side(back + 0.05, front - 0.1, belt * 0.36, belt * 0.5, shade(lit, 0.84))
+        if self.is_small:
+            return
         for z in (self.cabin[1] * 0.72, (self.cabin[0] + self.cabin[1]) / 2 - 0.02):
             side(z * self.length - 0.02, z * self.length + 0.02, low + 0.1, belt, shade(lit, 0.6))
             handle = z * self.length - 0.3
@@ -179,27 +189,29 @@ class CarPainter:
             else:
                 self._glass(np.stack([middle[0] * 0.4 + flank[3] * 0.6, middle[1] * 0.4
                                       + flank[2] * 0.6, flank[2], flank[3]]), 0.82)  # fmt: skip
+            if self.is_small:
+                return
             foot = flank[3] + (self.side * 0.08, 0.06, -0.12)
             mirror = self._project(np.stack([foot, foot + (self.side * 0.14, 0.05, 0.02)]))
-            self.canvas.line(mirror, 0.13 * self._px(), shade(self.car.paint, 0.6))
+            self.canvas.line(mirror, 0.13 * self.px, shade(self.car.paint, 0.6))
 
     def _sees(self, ring: np.ndarray, here: int) -> bool:
         edge = ring[here + 1] - ring[here]
         gap = self.eye[[2, 1]] - ring[here]
         return bool(edge[0] * gap[1] - edge[1] * gap[0] > 0)
 
-    def _px(self) -> float:
-        return self.camera.focal / max(1.0, float(self.camera.to_camera(self.place)[2]))
-
     def _glass(self, quad: np.ndarray, share: float) -> None:
         inner = quad.mean(axis=0) + (quad - quad.mean(axis=0)) * share
         uv = self._project(inner)
         self.canvas.poly(uv, GLASS)
+        if self.is_small:
+            return
         glint = np.stack([uv[1], uv[1] * 0.55 + uv[2] * 0.45, uv[0] * 0.75 + uv[3] * 0.25, uv[0]])
         self.canvas.poly(glint, (150, 135, 118))
 
     def _circle(self, x: float, z: float, radius: float, up: float) -> np.ndarray:
-        ring = np.column_stack([np.full(17, x), up + CIRCLE[:, 1] * radius, z + CIRCLE[:, 0] * radius])
+        ring = WHEEL * radius
+        ring += (x, up, z)
         return self._project(ring)
 
     def _wheels(self) -> None:
@@ -207,14 +219,18 @@ class CarPainter:
         x = self.side * (self.half + 0.005)
         for share in (-0.31, 0.31):
             z = share * self.length
+            if self.is_small:
+                self.canvas.poly(self._circle(x, z, radius, radius), (30, 30, 32))
+                self.canvas.poly(self._circle(x, z, radius * 0.6, radius), self.car.rim)
+                continue
             arch = self._circle(x, z, radius * 1.2, radius)
             self.canvas.poly(arch, mix(self.car.paint, (15, 15, 15), 0.85))
             self.canvas.poly(self._circle(x, z, radius, radius), (30, 30, 32))
             self.canvas.poly(self._circle(x, z, radius * 0.64, radius), self.car.rim)
             hub = self._circle(x, z, radius * 0.52, radius)
-            if self._px() > 22:
+            if self.px > 22:
                 for a, b in ((0, 8), (3, 11), (6, 14)):
-                    self.canvas.line(hub[[a, b]], radius * 0.14 * self._px(), (60, 60, 62))
+                    self.canvas.line(hub[[a, b]], radius * 0.14 * self.px, (60, 60, 62))
             self.canvas.poly(self._circle(x, z, radius * 0.16, radius), (90, 90, 92))
 
     def _far_wheels(self) -> None:

@@ -24,6 +24,9 @@ TROUSERS: tuple[Colour, ...] = (
     (110, 75, 45), (80, 55, 35), (45, 42, 42), (95, 100, 105), (75, 105, 135), (140, 165, 180),
     (60, 70, 60), (35, 35, 75),
 )  # fmt: skip
+OVAL = np.array([[np.cos(a), 1.16 * np.sin(a)] for a in np.linspace(0, 6.283, 20)[:-1]])
+HAIR = OVAL[OVAL[:, 1] < 0.25] * (1.08, 1.05)
+HAIR = HAIR[np.argsort(np.arctan2(HAIR[:, 1], HAIR[:, 0]))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +195,7 @@ class PersonPainter:
                  light_side: float) -> None:  # fmt: skip
         self.person, self.figure, self.camera, self.size_hw = person, figure, camera, size_hw
         self.light_side = light_side
+        self.outline: np.ndarray | None = None
         self.uv, self.depth = camera.project(figure.joints)
         self.head_uv, head_depth = camera.project(figure.head)
         self.px = camera.focal / float(head_depth)  # pixels of a metre
@@ -271,6 +275,11 @@ class PersonPainter:
 
     def _outline(self) -> np.ndarray:
         """(6, 2): shoulders, waist, hem, clockwise from the shoulder on the left of the picture."""
+        if self.outline is None:
+            self.outline = self._measure_outline()
+        return self.outline
+
+    def _measure_outline(self) -> np.ndarray:
         person = self.person
         shoulders = self.uv[[5, 6]][np.argsort(self.uv[[5, 6], 0])]
         hips = self.uv[[11, 12]][np.argsort(self.uv[[11, 12], 0])]
@@ -345,7 +354,7 @@ class PersonPainter:
         if person.hair_style == 1:
             canvas.capsule(centre - turn * 0.3 * r, centre + (0, 1.5 * r) - turn * 0.3 * r,
                            1.06 * r, 0.95 * r, shade(person.hair, 0.9))  # fmt: skip
-        oval = np.array([[np.cos(a), 1.16 * np.sin(a)] for a in np.linspace(0, 6.283, 20)[:-1]])
+        oval = OVAL
         canvas.poly(centre + oval * r, person.skin)
         if r > 3:
             side = np.array([self.light_side * 0.25, 0])
@@ -354,9 +363,7 @@ class PersonPainter:
         if self.facing < -0.15 and person.hair_style != 3:
             canvas.poly(centre + oval * r * 1.05 + (0, -0.08 * r), hair)
         elif person.hair_style != 3:
-            cap = oval[oval[:, 1] < 0.25] * (1.08, 1.05)
-            canvas.poly(centre + cap[np.argsort(np.arctan2(cap[:, 1], cap[:, 0]))] * r
-                        + back * 0.45, hair)  # fmt: skip
+            canvas.poly(centre + HAIR * r + back * 0.45, hair)
         if person.hair_style == 2:
             brim = centre + (0, -0.5 * r) + turn * 0.5 * r
             canvas.capsule(centre + (0, -0.55 * r), brim + turn * 0.9 * r, 0.5 * r, 0.22 * r,

@@ -234,8 +234,11 @@ def _pillar(rng: np.random.Generator, aspect: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def prop_pictures() -> dict[str, list[np.ndarray]]:
-    """Premultiplied (h, w, 4) uint8 pictures of every prop; the last row stands on the ground."""
+def prop_pictures() -> dict[str, list[list[np.ndarray]]]:
+    """Premultiplied (h, w, 4) uint8 pictures of every prop; the last row stands on the ground.
+
+    Each variant is a list of its picture at full, half, quarter ... resolution.
+    """
     rng = np.random.default_rng(907)
     painters = {
         "tree": _tree, "conifer": _conifer, "bush": _bush, "lamp": _lamp, "sign": _sign,
@@ -244,10 +247,15 @@ def prop_pictures() -> dict[str, list[np.ndarray]]:
     }  # fmt: skip
     bank = {}
     for name, (_, aspect, count, _) in PROPS.items():
-        bank[name] = [painters[name](rng, aspect) for _ in range(count)]
-        for picture in bank[name]:
+        bank[name] = [[painters[name](rng, aspect)] for _ in range(count)]
+        for pictures in bank[name]:
+            picture = pictures[0]
             grain = fractal_noise(rng, picture.shape[:2], base=8, octaves=4)
             gain = (0.86 + 0.28 * grain)[..., None]
             picture[..., :3] = np.clip(picture[..., :3] * gain, 0, 255).astype(np.uint8)
             np.minimum(picture[..., :3], picture[..., 3:], out=picture[..., :3])
+            while min(pictures[-1].shape[:2]) > 8:
+                h, w = pictures[-1].shape[:2]
+                half = (max(1, w // 2), max(1, h // 2))
+                pictures.append(cv2.resize(pictures[-1], half, interpolation=cv2.INTER_AREA))
     return bank

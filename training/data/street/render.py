@@ -33,7 +33,7 @@ from training.data.street.shadows import (
     shade_by_figure,
     shade_by_houses,
     shade_by_thing,
-    shade_contact,
+    shade_contacts,
 )
 from training.data.street.small import Ball, Cone, paint_ball, paint_cone
 from training.data.street.sprite import Sprite, composite, place_picture, smear, tone
@@ -117,13 +117,16 @@ def _shade_by_all(
     shadow: np.ndarray, placed: list[Placed], figures: list[Figure | None], camera: Camera,
     weather: Weather,
 ) -> None:  # fmt: skip
-    for thing, figure in zip(placed, figures, strict=True):
-        if figure is None:
-            shade_by_thing(shadow, thing, camera, weather)
+    uv, depth = camera.project(np.array([[p.x, 0, p.z] for p in placed]).reshape(-1, 3))
+    margin = 5 * camera.focal / np.maximum(depth, 1.0)  # a long shadow or a long car
+    is_near = (depth > 0.7) & (depth < 90) & (uv[:, 0] > -margin)
+    is_near &= uv[:, 0] < shadow.shape[1] + margin
+    for here in np.flatnonzero(is_near):
+        if figures[here] is None:
+            shade_by_thing(shadow, placed[here], camera, weather)
         else:
-            shade_by_figure(shadow, figure, camera, weather)
-    for thing in placed:
-        shade_contact(shadow, thing, camera)
+            shade_by_figure(shadow, figures[here], camera, weather)
+    shade_contacts(shadow, [placed[here] for here in np.flatnonzero(is_near)], camera)
 
 
 class _Painter:
@@ -181,14 +184,13 @@ class _Painter:
             roll = thing.travelled / look.radius
             return paint_ball(look, thing.x, thing.z, camera, size_hw, self.light_side, roll)
         _, aspect, variants, _ = PROPS[look]
-        picture = prop_pictures()[look][thing.actor.variant % variants]
-        if thing.actor.variant >= variants:
-            picture = picture[:, ::-1]
+        pictures = prop_pictures()[look][thing.actor.variant % variants]
         foot, _ = camera.project(np.array([thing.x, 0.0, thing.z]))
         height = thing.actor.height * camera.focal / depth
         half = height * aspect / 2
         extent = (foot[0] - half, foot[1] - height, foot[0] + half, foot[1])
-        return place_picture(picture, extent, size_hw)
+        is_mirrored = thing.actor.variant >= variants and look != "sign"
+        return place_picture(pictures, extent, size_hw, is_mirrored=is_mirrored)
 
     def _light(self, sprite: Sprite, thing: Placed, foot: np.ndarray, depth: float) -> None:
         """Shade by the houses, fade into the haze, smear by the motion within the exposure."""
@@ -210,6 +212,20 @@ class _Painter:
                 smear(sprite, min(15, int(smeared) | 1), self.size_hw)
 
 
+def _tone_curve(image: np.ndarray, weather: Weather) -> np.ndarray:
+    """Exposure, contrast and the colour of the light."""
+    warm = np.array([1 - weather.warmth, 1.0, 1 + weather.warmth], np.float32)
+    if not weather.is_dusk:
+        gain = weather.contrast * weather.exposure * warm
+        offset = (0.5 - 0.5 * weather.contrast) * weather.exposure * warm * 255
+        return cv2.transform(image, np.column_stack([np.diag(gain), offset]).astype(np.float32))
+    ramp = np.arange(256, dtype=np.float32) / 255
+    curve = (ramp - 0.5) * weather.contrast + 0.5
+    curve = weather.exposure * curve + (1 - weather.exposure) * ramp**4  # the lamps stay bright
+    table = np.clip(curve[:, None] * warm * 255, 0, 255).astype(np.uint8)[None]
+    return cv2.LUT(image, table)
+
+
 def _expose(image: np.ndarray, weather: Weather, seed: int, index: int) -> np.ndarray:
     """The camera's part: blur, tone curve, falling rain, noise; (H, W, 3) uint8."""
     height, width = image.shape[:2]
@@ -218,15 +234,7 @@ def _expose(image: np.ndarray, weather: Weather, seed: int, index: int) -> np.nd
         image = cv2.blur(image, (max(2, round(weather.shake * scale)), 1))
     if weather.defocus:
         image = cv2.GaussianBlur(image, (0, 0), weather.defocus * scale)
-    ramp = np.arange(256, dtype=np.float32) / 255
-    curve = (ramp - 0.5) * weather.contrast + 0.5
-    if weather.is_dusk:  # keep the lamps bright
-        curve = weather.exposure * curve + (1 - weather.exposure) * ramp**4
-    else:
-        curve = curve * weather.exposure
-    warm = np.array([1 - weather.warmth, 1.0, 1 + weather.warmth], np.float32)
-    table = np.clip(curve[:, None] * warm * 255, 0, 255).astype(np.uint8)[None]
-    image = cv2.LUT(image, table)
+    image = _tone_curve(image, weather)
     rng = np.random.default_rng([77, seed, index])
     if weather.falling >= 0:
         drops = textures.rain_bank()[weather.falling]

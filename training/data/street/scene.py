@@ -111,7 +111,7 @@ class _Planner:
         depth = camera.focal * size_m / px
         u = float(rng.uniform(0.02, 0.98)) * REFERENCE_W
         hosts = [a for a in self.actors if a.kind >= 0]
-        if hosts and rng.random() < 0.56:  # behind another thing, half hidden by it
+        if hosts and rng.random() < 0.62:  # behind another thing, half hidden by it
             host = hosts[int(rng.integers(len(hosts)))]
             uv, host_depth = camera.project(np.array([host.x, 0.0, host.z]))
             depth = float(host_depth) * float(rng.uniform(1.06, 1.45)) + 0.4
@@ -184,7 +184,7 @@ class _Planner:
         bicycle = draw_bicycle(rng)
         has_rider = rng.random() < 0.35
         side = self.camera.yaw + float(rng.choice([-1, 1])) * np.pi / 2
-        heading = side + float(rng.normal(0, 0.45)) if rng.random() < 0.7 else self.along(0.2)
+        heading = side + float(rng.normal(0, 0.45)) if rng.random() < 0.82 else self.along(0.2)
         speed = float(rng.uniform(2, 4.5)) if has_rider and abs(np.sin(heading)) < 0.6 else 0.0
         self.add(BICYCLE, bicycle, x, z, heading, speed, 1.1, 1.5)
         if has_rider:
@@ -222,7 +222,7 @@ class _Planner:
         rng, layout, camera = self.rng, self.layout, self.camera
         names = tuple(PROPS)
         hosts = [a for a in self.actors if 0 <= a.kind]
-        if hosts and rng.random() < 0.7:
+        if hosts and rng.random() < 0.76:
             host = hosts[int(rng.integers(len(hosts)))]
             uv, depth = camera.project(np.array([host.x, 0.0, host.z]))
             near = float(depth) * float(rng.uniform(0.72, 0.94)) - 0.3

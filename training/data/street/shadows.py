@@ -19,10 +19,11 @@ BONES = ((5, 6, 0.2), (5, 11, 0.22), (6, 12, 0.22), (11, 13, 0.14), (13, 15, 0.1
          (0, 5, 0.16))  # fmt: skip
 CIRCLE = np.stack([np.cos(np.linspace(0, 6.283, 15)[:-1]), np.zeros(14),
                    np.sin(np.linspace(0, 6.283, 15)[:-1])], axis=1)  # fmt: skip
+SQUARE = np.sign(CIRCLE)
 
 
 def _fill(mask: np.ndarray, uv: np.ndarray, value: int) -> None:
-    fixed = np.rint(np.clip(uv, -30000, 30000) * 16).astype(np.int32)
+    fixed = (np.clip(uv, -30000, 30000) * 16).astype(np.int32)
     cv2.fillConvexPoly(mask, fixed, value, cv2.LINE_8, 4)
 
 
@@ -95,22 +96,28 @@ def shade_by_thing(mask: np.ndarray, placed: Placed, camera: Camera, weather: We
         _shade_by_standing(mask, placed, foot, camera, weather)
 
 
-def shade_contact(mask: np.ndarray, placed: Placed, camera: Camera) -> None:
-    """Paint the dark right under a thing, which even an overcast sky leaves."""
-    look = placed.actor.look
-    half_long = half_wide = 0.0
-    if isinstance(look, Car):
-        half_long, half_wide = look.dimensions[0] * 0.5, look.dimensions[1] * 0.53
-    elif placed.actor.kind == BICYCLE:
-        half_long, half_wide = 0.75, 0.05
-    else:
-        half_long = half_wide = placed.actor.width * (0.42 if placed.actor.kind < 0 else 0.34)
-    along = np.array([np.sin(placed.heading), 0, np.cos(placed.heading)])
-    across = np.array([along[2], 0, -along[0]])
-    ring = CIRCLE[:, 2:] * along * half_long + CIRCLE[:, :1] * across * half_wide
-    if isinstance(look, Car):
-        ring = np.sign(CIRCLE[:, 2:]) * along * half_long + np.sign(CIRCLE[:, :1]) * across * half_wide
-    _paint_hull(mask, np.array([placed.x, 0.0, placed.z]) + ring, camera, 255)
+def shade_contacts(mask: np.ndarray, placed: list[Placed], camera: Camera) -> None:
+    """Paint the dark right under things, which even an overcast sky leaves."""
+    if not placed:
+        return
+    rings = np.zeros((len(placed), 14, 3))
+    for row, thing in enumerate(placed):
+        look, width = thing.actor.look, thing.actor.width
+        circle_x, circle_z = CIRCLE[:, 0], CIRCLE[:, 2]
+        half_long = half_wide = width * (0.42 if thing.actor.kind < 0 else 0.34)
+        if isinstance(look, Car):
+            half_long, half_wide = look.dimensions[0] * 0.5, look.dimensions[1] * 0.53
+            circle_x, circle_z = SQUARE[:, 0], SQUARE[:, 2]
+        elif thing.actor.kind == BICYCLE:
+            half_long, half_wide = 0.75, 0.05
+        sin, cos = np.sin(thing.heading), np.cos(thing.heading)
+        along, across = circle_z * half_long, circle_x * half_wide
+        rings[row, :, 0] = thing.x + along * sin + across * cos
+        rings[row, :, 2] = thing.z + along * cos - across * sin
+    uv, depth = camera.project(rings)
+    flat = np.clip(uv, -2000, 4000).astype(np.float32)
+    for row in np.flatnonzero(depth.min(axis=1) > NEAR_M):
+        _fill(mask, cv2.convexHull(flat[row])[:, 0], 255)
 
 
 def _shade_by_standing(

@@ -65,6 +65,30 @@ def draw_ball(rng: np.random.Generator) -> Ball:
     )
 
 
+@lru_cache(maxsize=2)
+def _cone_bands(
+    stripes: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[float], list[bool]]:
+    """The rings of a cone in shaded strips: (N, 8) across, bulge and height; gain; white?"""
+    edges = [(0.0, 0.30, False), (0.30, 0.55, True), (0.55, 1.0, False)]
+    if stripes == 2:
+        edges = [(0, 0.2, False), (0.2, 0.4, True), (0.4, 0.56, False), (0.56, 0.76, True),
+                 (0.76, 1.0, False)]  # fmt: skip
+    across, bulge, up, gains, is_stripe = [], [], [], [], []
+    for low, high, stripe in edges:
+        for left, right, gain in ((-1, -0.45, 0.74), (-0.45, 0.3, 1.0), (0.3, 1, 0.86)):
+            edge = np.linspace(left, right, 4)
+            there = np.concatenate([edge, edge[::-1]])
+            share = np.repeat([low, high], 4)
+            radius = 0.72 * (1 - share) + 0.1 * share
+            across.append(there * radius)
+            bulge.append(np.sqrt(1 - there**2) * radius)
+            up.append(share)
+            gains.append(gain)
+            is_stripe.append(stripe)
+    return np.array(across), np.array(bulge), np.array(up), gains, is_stripe
+
+
 def paint_cone(
     cone: Cone, x: float, z: float, camera: Camera, size_hw: tuple[int, int], light_side: float
 ) -> Sprite | None:
@@ -82,27 +106,12 @@ def paint_cone(
     canvas.poly(foot + slab + (0, 0.05 * height), shade(cone.base, 0.7))
     canvas.poly(foot + slab, cone.base)
 
-    def radius(share: float) -> float:
-        return half * (0.72 * (1 - share) + 0.1 * share)
-
-    def band(low: float, high: float, colour: Colour) -> None:
-        """A ring between two heights, in shaded strips with bulging edges."""
-        for left, right, gain in ((-1, -0.45, 0.74), (-0.45, 0.3, 1.0), (0.3, 1, 0.86)):
-            if light_side < 0:
-                left, right = -right, -left
-            edge = np.linspace(left, right, 4)
-            bulge = np.sqrt(1 - edge**2) * tilt
-            lower = np.stack([edge * radius(low), bulge * radius(low) - low * height], axis=1)
-            upper = np.stack([edge * radius(high), bulge * radius(high) - high * height], axis=1)
-            ring = np.concatenate([lower, upper[::-1]])
-            canvas.poly(foot + ring, shade(colour, gain * cone.dirt))
-
-    edges = [(0.0, 0.30, False), (0.30, 0.55, True), (0.55, 1.0, False)]
-    if cone.stripes == 2:
-        edges = [(0, 0.2, False), (0.2, 0.4, True), (0.4, 0.56, False), (0.56, 0.76, True),
-                 (0.76, 1.0, False)]  # fmt: skip
-    for low, high, is_stripe in edges:
-        band(low, high, (238, 240, 240) if is_stripe else cone.colour)
+    across, bulge, up, gains, is_stripe = _cone_bands(cone.stripes)
+    sign = -1.0 if light_side < 0 else 1.0
+    rings = np.stack([across * (half * sign), bulge * (half * tilt) - up * height], axis=-1) + foot
+    for ring, gain, stripe in zip(rings, gains, is_stripe, strict=True):
+        colour = (238, 240, 240) if stripe else cone.colour
+        canvas.poly(ring, shade(colour, gain * cone.dirt))
     return canvas.finish()
 
 
@@ -168,4 +177,4 @@ def paint_ball(
     colour = np.clip(skin * gain[..., None] + shine[..., None], 0, 255) * coverage[..., None]
     picture = np.concatenate([colour, 255 * coverage[..., None]], axis=-1).astype(np.uint8)
     extent = (centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius)
-    return place_picture(cv2.GaussianBlur(picture, (3, 3), 0.5), extent, size_hw)
+    return place_picture([cv2.GaussianBlur(picture, (3, 3), 0.5)], extent, size_hw)

@@ -57,7 +57,7 @@ class Canvas:
         whole = max(1.0, (x2 - x1) * (y2 - y1))
         self.inside = 0.0 if self.is_empty else min(1.0, self.w * self.h / whole)
         side = max(x2 - x1, y2 - y1)
-        self.scale = 4 if side < 36 else 3 if side < 64 else 2 if side < 150 else 1
+        self.scale = 4 if side < 50 else 2 if side < 150 else 1
         self.line_type = cv2.LINE_8 if self.scale >= 3 else cv2.LINE_AA
         if not self.is_empty:
             shape = (self.h * self.scale, self.w * self.scale)
@@ -99,6 +99,14 @@ class Canvas:
     def capsule(self, p: np.ndarray, q: np.ndarray, r1: float, r2: float, colour: Colour) -> None:
         """Fill a limb: two circles of radius r1 and r2 (frame pixels) and the strip between."""
         (px, py), (qx, qy) = p.tolist(), q.tolist()
+        if (r1 + r2) * self.scale < 9.0:  # one stroke with round ends will do
+            unit, left, top = self.unit, self.left, self.top
+            ends = (int((px - left) * unit), int((py - top) * unit)), (
+                int((qx - left) * unit), int((qy - top) * unit))  # fmt: skip
+            thickness = max(1, round((r1 + r2) * self.scale))
+            shape = (*colour, 255)
+            cv2.line(self.bgra, *ends, shape, thickness, self.line_type, SHIFT)
+            return
         length = math.hypot(qx - px, qy - py)
         self.disc((px, py), r1, colour)
         self.disc((qx, qy), r2, colour)
@@ -116,9 +124,9 @@ class Canvas:
 
     def finish(self) -> Sprite:
         """The sprite at the frame's resolution."""
-        size = (self.w, self.h)
         bgra, extra = self.bgra, self.extra
-        if self.scale > 1:
+        for times in range(self.scale.bit_length() - 2, -1, -1):  # halving is OpenCV's fast case
+            size = (self.w << times, self.h << times)
             bgra = cv2.resize(bgra, size, interpolation=cv2.INTER_AREA)
             if extra is not None:
                 extra = cv2.resize(extra, size, interpolation=cv2.INTER_AREA)
@@ -130,22 +138,27 @@ class Canvas:
 
 
 def place_picture(
-    picture: np.ndarray, extent_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]
-) -> Sprite | None:
-    """Scale a premultiplied (h, w, 4) picture into an extent of the frame, in pixels."""
+    pictures: list[np.ndarray], extent_xyxy: tuple[float, float, float, float],
+    size_hw: tuple[int, int], *, is_mirrored: bool = False,
+) -> Sprite | None:  # fmt: skip
+    """Scale a premultiplied (h, w, 4) picture into an extent of the frame, in pixels.
+
+    pictures holds it at falling resolutions, each half the one before.
+    """
     x1, y1, x2, y2 = extent_xyxy
     left, top = max(0, int(np.floor(x1))), max(0, int(np.floor(y1)))
     width = min(size_hw[1], int(np.ceil(x2))) - left
     height = min(size_hw[0], int(np.ceil(y2))) - top
     if width <= 0 or height <= 0 or x2 - x1 < 1 or y2 - y1 < 1:
         return None
-    sx, sy = picture.shape[1] / (x2 - x1), picture.shape[0] / (y2 - y1)
-    while min(sx, sy) > 2.0:
-        picture = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    for picture in pictures:
         sx, sy = picture.shape[1] / (x2 - x1), picture.shape[0] / (y2 - y1)
-    matrix = np.array(
-        [[sx, 0, (left - x1 + 0.5) * sx - 0.5], [0, sy, (top - y1 + 0.5) * sy - 0.5]]
-    )
+        if min(sx, sy) <= 2.0:
+            break
+    offset = (left - x1 + 0.5) * sx - 0.5
+    if is_mirrored:
+        sx, offset = -sx, picture.shape[1] - 1 - offset
+    matrix = np.array([[sx, 0, offset], [0, sy, (top - y1 + 0.5) * sy - 0.5]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     bgra = cv2.warpAffine(picture, matrix, (width, height), flags=flags)
     _, solid = cv2.threshold(cv2.extractChannel(bgra, 3), SOLID_ALPHA, 255, cv2.THRESH_BINARY)

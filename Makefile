@@ -1,0 +1,47 @@
+# make demo   set up, export the shipped detector, prove it, build an engine, run it on a clip
+# make test   set up, run all tests
+# make lint   ruff and mypy
+# make soak   the long proofs; their records are committed
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := out/demo
+BUNDLE := $(DEMO)/retinanet
+EXTRAS := runtime,cpu,rtx,video,train,export,benchmarks,dev
+EXPORT_SOURCES := $(shell find export training runtime/contract runtime/engines -name '*.py') \
+	$(wildcard weights/*.safetensors)
+
+export PYTHONUNBUFFERED := 1
+
+.PHONY: setup demo test lint soak clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+$(BUNDLE)/manifest.json: $(READY) $(EXPORT_SOURCES)
+	$(BIN)/python export/to_trt.py --model retinanet --out $(BUNDLE)
+
+demo: $(BUNDLE)/manifest.json
+	$(BIN)/python demo.py --bundle $(BUNDLE) --out $(DEMO)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+clean:
+	rm -rf out runs/.cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,207 @@
+"""TensorRT and TensorRT-RTX: engines from the cache, run with CUDA graphs from fixed buffers."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import Any
+
+from runtime.contract.bundle import Bundle
+from runtime.contract.errors import SessionError
+from runtime.engines.build import BuildOptions
+from runtime.engines.cache import EngineFile, find_or_build
+from runtime.engines.flavour import Flavour, load_flavour
+from runtime.sessions.base import Feeds, Results
+from runtime.sessions.buffers import Cuda
+from runtime.sessions.gpu import why_no_gpu
+from runtime.sessions.trt_graphs import LoadedGraph, load_graph
+from runtime.sessions.trt_lanes import Lane, State, TrtTicket
+
+
+def open_session(
+    bundle: Bundle,
+    precision: str,
+    *,
+    flavour: str = "tensorrt",
+    cuda_graphs: bool = True,
+    build: BuildOptions | None = None,
+    engines_folder: Path | None = None,
+) -> TrtSession:
+    """Load a bundle's graphs into TensorRT; engines that are missing here are built first.
+
+    Args:
+        bundle: what to load.
+        precision: one of the manifest's.
+        flavour: "tensorrt" or "tensorrt_rtx".
+        cuda_graphs: replay one captured CUDA graph an inference; off only for debugging.
+        build: how missing engines are built.
+        engines_folder: of the cache; None is the bundle's own.
+
+    Raises:
+        NoFlavourError: that TensorRT is not installed, or unusable.
+        SessionError: no GPU, no cuda-python, out of memory, or TensorRT refuses the graph.
+        BundleError: a file is missing or damaged.
+    """
+    toolkit = load_flavour(flavour)
+    reason = why_no_gpu()  # asked first: TensorRT ends the process where there is no driver
+    if reason:
+        raise SessionError(f"{toolkit} needs a GPU: {reason}.")
+    return TrtSession(
+        bundle,
+        precision,
+        toolkit,
+        Cuda.load(),
+        cuda_graphs=cuda_graphs,
+        build=build,
+        engines_folder=engines_folder,
+    )
+
+
+class TrtSession:
+    """A bundle in TensorRT; safe to share between threads, its streams are not."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str,
+        flavour: Flavour,
+        cuda: Cuda,
+        *,
+        cuda_graphs: bool = True,
+        build: BuildOptions | None = None,
+        engines_folder: Path | None = None,
+    ) -> None:
+        """As `open_session`, with the libraries given."""
+        trt = flavour.module
+        self.backend = flavour.name
+        self.precision = precision
+        self.engine_files: dict[str, EngineFile] = {}
+        self._cuda = cuda
+        self._cuda_graphs = cuda_graphs
+        self._lock = threading.RLock()
+        self._own: TrtStream | None = None
+        self._streams: list[TrtStream] = []
+        self._graphs: dict[str, LoadedGraph] = {}
+        device = cuda.device()
+        self.device = str(device)
+
+        def find(graph: str, is_forced: bool) -> EngineFile:
+            found = find_or_build(
+                bundle,
+                graph,
+                precision,
+                flavour,
+                device=device,
+                options=build,
+                folder=engines_folder,
+                is_forced=is_forced,
+            )
+            self.engine_files[graph] = found.without_plan()
+            return found
+
+        # Host code in engines stays refused: `engine_host_code_allowed` is False by default.
+        try:
+            self._runtime: Any = trt.Runtime(flavour.logger)
+        except (TypeError, RuntimeError):  # pybind11: the factory gave nothing
+            said = "; ".join(flavour.library_log.take()) or "no reason given"
+            raise SessionError(f"{flavour} does not start: {said}. Check the driver.") from None
+        try:
+            for name in bundle.manifest.graphs:
+                self._graphs[name] = load_graph(
+                    bundle,
+                    name,
+                    flavour,
+                    self._runtime,
+                    lambda is_forced, name=name: find(name, is_forced),  # type: ignore[misc]
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def open_stream(self) -> TrtStream:
+        """Buffers and state for one more camera; memory is taken at the first use of a batch."""
+        with self._lock:
+            if self._runtime is None:
+                raise SessionError("the session is closed. Open another.")
+            stream = TrtStream(self._cuda, self._graphs, self._lock, self._cuda_graphs)
+            self._streams.append(stream)
+            return stream
+
+    def run(self, feeds: Feeds, graph: str = "model") -> Results:
+        """Run on a stream of the session's own, and wait."""
+        with self._lock:
+            if self._own is None:
+                self._own = self.open_stream()
+            ticket = self._own.submit(feeds, graph)
+        return ticket.result()
+
+    def close(self) -> None:
+        """Free everything, open streams included; twice is harmless."""
+        with self._lock:
+            for stream in self._streams:
+                stream.close()
+            self._streams.clear()
+            self._own = None
+            self._graphs.clear()  # streams share it: engines go before the runtime
+            self._runtime = None
+
+
+class TrtStream:
+    """One camera's CUDA stream, buffers and state."""
+
+    def __init__(
+        self, cuda: Cuda, graphs: dict[str, LoadedGraph], lock: threading.RLock, cuda_graphs: bool
+    ) -> None:
+        self._cuda = cuda
+        self._graphs = graphs
+        self._lock = lock
+        self._cuda_graphs = cuda_graphs
+        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._states: dict[int, State] = {}
+        self._cleanup = contextlib.ExitStack()
+        self._stream = cuda.create_stream()
+        self._cleanup.callback(cuda.destroy_stream, self._stream)
+        self._is_open = True
+
+    def submit(self, feeds: Feeds, graph: str = "model") -> TrtTicket:
+        """Queue one inference; the first of a graph and batch size also sets it up."""
+        if not self._is_open:
+            raise SessionError("the stream is closed. Open another.")
+        if graph not in self._graphs:
+            raise SessionError(f"no graph {graph!r}; this session has {', '.join(self._graphs)}.")
+        batch = self._graphs[graph].check.batch_of(feeds)
+        lane = self._lanes.get((graph, batch))
+        if lane is None:
+            lane = self._open_lane(graph, batch)
+        return lane.submit(feeds)
+
+    def uses_cuda_graph(self, graph: str = "model", batch: int = 1) -> bool:
+        """Whether inferences of that kind replay a graph of ours; RTX makes its own."""
+        lane = self._lanes.get((graph, batch))
+        return lane is not None and lane.uses_cuda_graph
+
+    def close(self) -> None:
+        """Free the buffers; tickets under way keep their results. Twice is harmless."""
+        self._is_open = False
+        with self._lock:
+            self._cleanup.close()
+            self._lanes.clear()
+            self._states.clear()
+
+    def _open_lane(self, graph: str, batch: int) -> Lane:
+        with self._lock:  # an engine makes one context at a time
+            if batch not in self._states:
+                self._states[batch] = State(self._cuda)
+                self._cleanup.callback(self._states[batch].close)
+            lane = Lane(
+                self._cuda,
+                self._stream,
+                self._graphs[graph],
+                batch,
+                self._states[batch],
+                use_cuda_graphs=self._cuda_graphs,
+            )
+            self._cleanup.callback(lane.close)
+            self._lanes[graph, batch] = lane
+            return lane

@@ -1,0 +1,297 @@
+"""One stream's way of running one graph at one batch size: fixed buffers, a context, CUDA graphs.
+
+Device buffers exist once; what the CPU writes and reads is pinned and exists twice (two slots), so
+the CPU prepares one inference while the GPU runs the one before. Everything of a lane is queued on
+one CUDA stream, in order, which is why the device buffers need no second copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+from runtime.contract.errors import SessionError
+from runtime.sessions.base import Feeds, Results
+from runtime.sessions.buffers import Cuda, DeviceBuffer, PinnedBuffer
+from runtime.sessions.trt_graphs import LoadedGraph, Port, captures_itself
+
+log = logging.getLogger("kestrel.runtime")
+
+_NUM_SLOTS = 2
+
+
+class State:
+    """A stream's state of one batch size: device memory that the host never sees."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._buffers: dict[str, DeviceBuffer] = {}
+        self.is_set: set[str] = set()
+
+    def buffer(self, name: str, nbytes: int) -> DeviceBuffer:
+        """The memory behind a state input; the same for every graph that takes or renews it."""
+        if name not in self._buffers:
+            self._buffers[name] = DeviceBuffer(self._cuda, nbytes)
+        buffer = self._buffers[name]
+        if buffer.nbytes != nbytes:
+            raise SessionError(
+                f"state {name!r} has {nbytes} bytes in one graph and {buffer.nbytes} in another. "
+                "Export the bundle again."
+            )
+        return buffer
+
+    def close(self) -> None:
+        """Free the memory."""
+        for buffer in self._buffers.values():
+            buffer.close()
+        self._buffers.clear()
+        self.is_set.clear()
+
+
+class Slot:
+    """Pinned buffers of one inference under way, its event, and its CUDA graph."""
+
+    def __init__(self, cuda: Cuda, cleanup: contextlib.ExitStack) -> None:
+        self.inputs: dict[str, PinnedBuffer] = {}
+        self.outputs: dict[str, PinnedBuffer] = {}
+        self.executable: Any = None
+        self._cuda = cuda
+        self._ticket: weakref.ref[TrtTicket] | None = None
+        self.event = cuda.create_event()
+        cleanup.callback(cuda.destroy_event, self.event)
+
+    def issue(self) -> TrtTicket:
+        """The ticket of what was just queued; the slot is busy until it is settled."""
+        ticket = TrtTicket(self._cuda, self)
+        self._ticket = weakref.ref(ticket)
+        return ticket
+
+    def settle(self) -> None:
+        """Wait until the slot is free; who still holds its ticket keeps the results."""
+        if self._ticket is None:
+            return
+        ticket, self._ticket = self._ticket(), None
+        if ticket is not None:
+            ticket.settle()
+        else:
+            self._cuda.wait_for_event(self.event)
+
+
+class TrtTicket:
+    """An inference under way; `result` may be called from another thread than `submit`."""
+
+    def __init__(self, cuda: Cuda, slot: Slot) -> None:
+        self._cuda = cuda
+        self._slot: Slot | None = slot
+        self._results: Results = {}
+        self._error: SessionError | None = None
+        self._lock = threading.Lock()
+
+    def result(self) -> Results:
+        """Wait; the arrays are the caller's."""
+        self.settle()
+        if self._error is not None:
+            raise self._error
+        return self._results
+
+    def settle(self) -> None:
+        """Wait and copy the results out of the slot, once."""
+        with self._lock:
+            if self._slot is None:
+                return
+            slot, self._slot = self._slot, None
+            try:
+                self._cuda.wait_for_event(slot.event)
+            except SessionError as error:
+                self._error = error
+                return
+            self._results = {name: buffer.array.copy() for name, buffer in slot.outputs.items()}
+
+
+class Lane:
+    """Runs one graph at one batch size on one CUDA stream."""
+
+    def __init__(
+        self,
+        cuda: Cuda,
+        stream: Any,
+        graph: LoadedGraph,
+        batch: int,
+        state: State,
+        *,
+        use_cuda_graphs: bool,
+    ) -> None:
+        """Allocate everything and fix every address.
+
+        Args:
+            cuda: the checked CUDA calls.
+            stream: a CUDA stream that is not the default one.
+            graph: the loaded engine.
+            batch: one of its batch sizes.
+            state: of the stream, for this batch size.
+            use_cuda_graphs: capture copies and engine as one CUDA graph.
+
+        Raises:
+            SessionError: out of memory, or TensorRT refuses a shape; nothing stays allocated.
+        """
+        self._cuda = cuda
+        self._stream = stream
+        self._graph = graph
+        self._state = state
+        self._captures = use_cuda_graphs and not captures_itself(graph.flavour)
+        self._is_warm = False
+        self._next = 0
+        self._device: dict[str, DeviceBuffer] = {}
+        self._cleanup = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._drop_context)
+            self._context = graph.make_context(use_cuda_graphs=use_cuda_graphs)
+            self._prepare_context(batch)
+            self._slots = [Slot(cuda, stack) for _ in range(_NUM_SLOTS)]
+            self._allocate(stack)
+            self._cleanup = stack.pop_all()
+
+    @property
+    def uses_cuda_graph(self) -> bool:
+        """Whether the next inference replays a captured graph."""
+        return self._slots[self._next].executable is not None
+
+    def submit(self, feeds: Feeds) -> TrtTicket:
+        """Queue one inference of checked feeds."""
+        slot = self._slots[self._next]
+        slot.settle()
+        self._require_state()
+        for name, buffer in slot.inputs.items():
+            np.copyto(buffer.array, feeds[name])
+        try:
+            if slot.executable is not None:
+                self._cuda.launch(slot.executable, self._stream)
+            else:
+                self._enqueue(slot)
+            self._cuda.record_event(slot.event, self._stream)
+        except BaseException:
+            self._cuda.drain_stream(self._stream)  # half of it may still use the slot
+            raise
+        ticket = slot.issue()
+        self._next = (self._next + 1) % _NUM_SLOTS
+        self._state.is_set.update(
+            self._graph.renews[port.name] for port in self._graph.state_outputs
+        )
+        if not self._is_warm:
+            self._capture_all()
+            self._is_warm = True
+        return ticket
+
+    def close(self) -> None:
+        """Free everything; tickets under way keep their results. Twice is harmless."""
+        self._cuda.drain_stream(self._stream)
+        for slot in self._slots:
+            with contextlib.suppress(SessionError):  # a dead device; the ticket keeps the error
+                slot.settle()
+        self._cleanup.close()
+
+    def _drop_context(self) -> None:
+        self._context = None
+
+    def _prepare_context(self, batch: int) -> None:
+        """Choose the profile and fix the shapes, once."""
+        context = self._context
+        graph = self._graph
+        profile = graph.profiles[batch]
+        if not context.set_optimization_profile_async(profile, int(self._stream)):
+            raise self._refused(f"profile {profile}")
+        for port in (*graph.inputs, *graph.state_inputs):
+            shape = tuple(batch if side == -1 else side for side in port.shape)
+            if not context.set_input_shape(port.name, shape):
+                raise self._refused(f"input {port.name!r} of shape {shape}")
+        self._cuda.wait_for_stream(self._stream)
+
+    def _allocate(self, stack: contextlib.ExitStack) -> None:
+        graph = self._graph
+        for port in graph.state_inputs:
+            shape = self._shape(port)
+            self._bind(port, self._state.buffer(port.name, _nbytes(shape, port.dtype)))
+        for port in (*graph.inputs, *graph.outputs, *graph.state_outputs):
+            shape = self._shape(port)
+            buffer = DeviceBuffer(self._cuda, _nbytes(shape, port.dtype))
+            stack.callback(buffer.close)
+            self._device[port.name] = buffer
+            self._bind(port, buffer)
+        for port in graph.state_outputs:
+            self._state.buffer(graph.renews[port.name], self._device[port.name].nbytes)
+        for slot in self._slots:
+            for ports, pinned in ((graph.inputs, slot.inputs), (graph.outputs, slot.outputs)):
+                for port in ports:
+                    pinned[port.name] = PinnedBuffer(self._cuda, self._shape(port), port.dtype)
+                    stack.callback(pinned[port.name].close)
+
+    def _shape(self, port: Port) -> tuple[int, ...]:
+        context = self._context
+        shape = tuple(context.get_tensor_shape(port.name))
+        if any(side < 0 for side in shape):
+            raise SessionError(
+                f"graph {self._graph.name!r}: {port.name!r} has shape {shape}, decided by its data "
+                "(-1); expected fixed sizes. Export with padded outputs."
+            )
+        return shape
+
+    def _bind(self, port: Port, buffer: DeviceBuffer) -> None:
+        context = self._context
+        if not context.set_tensor_address(port.name, buffer.address):
+            raise self._refused(f"the address of {port.name!r}")
+
+    def _enqueue(self, slot: Slot) -> None:
+        """Queue copies in, the engine, copies out. This is what a CUDA graph captures."""
+        cuda, stream, context = self._cuda, self._stream, self._context
+        for name, pinned in slot.inputs.items():
+            cuda.copy_to_device(self._device[name].address, pinned.address, pinned.nbytes, stream)
+        if not context.execute_async_v3(int(stream)):
+            raise self._refused("to run")
+        for name, pinned in slot.outputs.items():
+            cuda.copy_to_host(pinned.address, self._device[name].address, pinned.nbytes, stream)
+        for port in self._graph.state_outputs:
+            source = self._device[port.name]
+            kept = self._state.buffer(self._graph.renews[port.name], source.nbytes)
+            cuda.copy_on_device(kept.address, source.address, source.nbytes, stream)
+
+    def _capture_all(self) -> None:
+        """Capture a CUDA graph for each slot, after the first run; plain queueing if refused."""
+        if not self._captures:
+            return
+        self._cuda.wait_for_stream(self._stream)
+        for slot in self._slots:
+            try:
+                executable = self._cuda.capture(self._stream, lambda slot=slot: self._enqueue(slot))  # type: ignore[misc]
+            except SessionError as error:
+                log.warning(
+                    "graph %r runs without a CUDA graph, which costs some latency: %s",
+                    self._graph.name,
+                    error,
+                )
+                return
+            self._cleanup.callback(self._cuda.destroy_executable, executable)
+            slot.executable = executable
+
+    def _require_state(self) -> None:
+        for port in self._graph.state_inputs:
+            if port.name not in self._state.is_set:
+                raise SessionError(
+                    f"graph {self._graph.name!r} needs the state {port.name!r}, which no frame "
+                    "has set yet. Run the graph 'key' first."
+                )
+
+    def _refused(self, what: str) -> SessionError:
+        said = "; ".join(self._graph.flavour.library_log.take()) or "no reason given"
+        return SessionError(
+            f"{self._graph.flavour} refuses {what} in graph {self._graph.name!r}: {said}. "
+            "Delete the folder of engines to build anew; if that does not help, export again."
+        )
+
+
+def _nbytes(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
