@@ -27,7 +27,7 @@ from benchmarks.measure.process import Usage, read_usage
 from benchmarks.report.latency import format_latency_table, render_latency_page
 from runtime.contract.errors import EXIT_DONE, SourceError, run_script
 from runtime.contract.files import write_text
-from runtime.pipeline.sinks import check_target
+from runtime.pipeline.sinks.base import check_target, make_folder
 from runtime.pipeline.stopping import StopSignal
 from runtime.pipeline.timing import Spread
 
@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         stack.enter_context(predictor)
         loaded = read_usage()
         bundle = describe_bundle(predictor, args.bundle)
+        make_folder(args.out / NAMES[0])
         stop = stack.enter_context(StopSignal())
         measurement = run_closed_loop(
             source, predictor, num_frames=args.frames, num_warm_up=args.warm_up, stop=stop

@@ -70,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Path(options.out)
     _check_targets(out, options)
     files = find_images(options.images)
-    ids = read_image_ids(Path(options.image_ids)) if options.image_ids else None
+    ids = _match_annotations(files, Path(options.image_ids)) if options.image_ids else None
     if ids is not None:
-        files = _keep_known(files, ids, options.image_ids)
-    first = read_image(files[0]) if files[0].is_explicit else None  # before an engine is built
+        files = [file for file in files if file.name in ids]
+    if files[0].is_explicit:
+        read_image(files[0])  # so that a bad one is known before an engine is built
     with runtime.load(
         options.bundle,
         options.backend,
@@ -81,7 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_unverified=options.allow_unverified,
     ) as predictor:
         print(f"{predictor.backend} on {predictor.device}, {predictor.precision}")
-        del first
         started = time.perf_counter()
         tally = _run(predictor, files, ids, options)
         seconds = time.perf_counter() - started
@@ -154,7 +154,7 @@ def read_image_ids(path: Path) -> dict[str, int]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return {str(image["file_name"]): int(image["id"]) for image in document["images"]}
+        ids = {str(image["file_name"]): int(image["id"]) for image in document["images"]}
     except FileNotFoundError:
         raise SourceError(f"{path} does not exist; expected COCO annotations.") from None
     except (ValueError, KeyError, TypeError):
@@ -162,6 +162,7 @@ def read_image_ids(path: Path) -> dict[str, int]:
             f"{path} is no COCO annotation file; expected JSON with 'images' that have "
             "'file_name' and 'id'."
         ) from None
+    return ids
 
 
 def _run(
@@ -177,7 +178,7 @@ def _run(
 
     def take(file: ImageFile, frame: Frame, ticket: FrameTicket) -> None:
         detections = ticket.result()
-        image_id = len(tally.images) + 1 if ids is None else _id_of(file, ids)
+        image_id = len(tally.images) + 1 if ids is None else ids[file.name]
         height, width = frame.shape[:2]
         tally.images.append(
             {"id": image_id, "file_name": file.name, "width": width, "height": height}
@@ -211,14 +212,22 @@ def _read_all(files: list[ImageFile], skipped: list[str]) -> Iterator[tuple[Imag
         yield file, frame
 
 
-def _id_of(file: ImageFile, ids: dict[str, int]) -> int:
-    """The id of a file by its name within the folder, else by its bare name."""
-    return ids[file.name] if file.name in ids else ids[file.path.name]
+def match_ids(files: list[ImageFile], ids: dict[str, int]) -> dict[str, int]:
+    """{name: id} of the files that the annotations name.
+
+    Names are compared whole, else without their folders where that is unambiguous.
+    """
+    bare_names = [Path(name).name for name in ids]
+    is_unique = len(set(bare_names)) == len(bare_names)
+    bare = dict(zip(bare_names, ids.values(), strict=True)) if is_unique else {}
+    found = {file.name: ids.get(file.name, bare.get(file.path.name)) for file in files}
+    return {name: number for name, number in found.items() if number is not None}
 
 
-def _keep_known(files: list[ImageFile], ids: dict[str, int], origin: str) -> list[ImageFile]:
-    """The files that the annotations name; what is left out on either side is said."""
-    known = [file for file in files if file.name in ids or file.path.name in ids]
+def _match_annotations(files: list[ImageFile], origin: Path) -> dict[str, int]:
+    """{name: id} of the files that the annotations name; what is left out is said."""
+    ids = read_image_ids(origin)
+    known = match_ids(files, ids)
     if not known:
         raise SourceError(
             f"{origin} names none of the {len(files)} files, such as {files[0].name!r}; "

@@ -14,6 +14,7 @@ if not __package__:  # run by path: import from the repository root, not from th
 
 from training.errors import TrainingError, run_script
 
+STREET_USES = 4  # of each rendered frame, augmented anew: rendering costs more than a training step
 MOST_EPOCHS = 120  # of the default length; --steps and --epochs go beyond
 
 
@@ -64,11 +65,8 @@ def main() -> int:
             raise TrainingError(f"--{name.replace('_', '-')} {value} is not positive. Give a number above 0.")
 
     from training.data import open_data
-    from training.data.cache import cached_street
 
     train = open_data(args.data, "train")
-    if args.data == "street":
-        train = cached_street(train, "train")
     val = open_data(args.data, "val")
     size_hw = variant.spec.size_hw
     if args.size:
@@ -161,6 +159,7 @@ def fit(args, spec, recipe, train, val) -> int:  # noqa: ANN001
             precision=choose_precision(args.precision),
             workers=args.workers,
             save_every=args.save_every,
+            uses=STREET_USES if args.data == "street" else None,
         ),
         about,
     )

@@ -32,7 +32,7 @@ from onnxscript.values import Opset
 from torch import Tensor
 
 from export.graph import nms, select
-from export.graph.shapes import fold_shapes, infer_shapes
+from export.graph.shapes import drop_unread, fold_shapes, infer_shapes
 from export.graph.walking import attribute, walk
 
 MINIMUM_IR_VERSION = 9  # default values of function attributes
@@ -301,6 +301,7 @@ def attach_functions(model: onnx.ModelProto, *, early_exit: bool, inline: bool) 
         attached = onnx.inliner.inline_local_functions(attached)
         _import_domain(attached, used=False)
         attached = fold_shapes(attached)
+        drop_unread(attached.graph)
     else:
         _type_outputs(attached.graph, nodes)
     attached = infer_shapes(attached)
@@ -316,8 +317,9 @@ def _functions_for(
     used = {node.op_type for node in nodes}
     if used - known:
         raise ValueError(
-            f"the model has {', '.join(sorted(used - known))} in domain {select.DOMAIN!r}, expected "
-            f"{' and '.join(sorted(known))}. Export with translation_table() of this version."
+            f"the model has {', '.join(sorted(used - known))} in domain "
+            f"{select.DOMAIN!r}, expected {' and '.join(sorted(known))}. Export with "
+            "translation_table() of this version."
         )
     functions = []
     if select.OP_TYPE in used:

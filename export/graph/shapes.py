@@ -13,10 +13,10 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 import onnx.shape_inference
-from onnx import TensorShapeProto
+from onnx import TensorProto, TensorShapeProto
 from onnx.reference import ReferenceEvaluator
 
-from export.graph.walking import reads, subgraphs
+from export.graph.walking import attribute, reads, subgraphs
 
 ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Min", "Max", "Mod"}
 ARITHMETIC |= {"Concat", "Squeeze", "Unsqueeze", "Slice", "Gather", "Identity"}
@@ -38,7 +38,7 @@ def known_integers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     values = {
         tensor.name: onnx.numpy_helper.to_array(tensor)
         for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) <= MAX_SIZE
+        if tensor.data_type == TensorProto.INT64 and math.prod(tensor.dims) <= MAX_SIZE
     }
     for node in graph.node:
         value = _evaluate(node, values, shapes)
@@ -48,8 +48,7 @@ def known_integers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace fixed integer arithmetic by constants and drop what nothing reads any more; returns a
-    new model."""
+    """Replace integer arithmetic whose result is fixed by constants; returns a new model."""
     folded = onnx.ModelProto()
     folded.CopyFrom(model)
     for _ in range(MAX_ROUNDS):
@@ -66,8 +65,23 @@ def fold_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
             node.CopyFrom(constant)
         if not arithmetic:
             break
-    _drop_unread(folded.graph)
     return folded
+
+
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove nodes none of whose outputs is read, last ones first."""
+    read = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if any(name in read for name in node.output):
+            kept.append(node)
+            read.update(reads(node))
+    kept.reverse()
+    del graph.node[:]
+    graph.node.extend(kept)
+    infos = [info for info in graph.value_info if info.name in read]
+    del graph.value_info[:]
+    graph.value_info.extend(infos)
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -177,50 +191,32 @@ def _known_shapes(graph: onnx.GraphProto) -> dict[str, list[int | None]]:
 def _evaluate(
     node: onnx.NodeProto, values: dict[str, np.ndarray], shapes: dict[str, list[int | None]]
 ) -> np.ndarray | None:
-    """Give the value of a node's only output, or None if it is not fixed or not integer
-    arithmetic."""
+    """Give the value of a node's only output, None if it is not fixed or no integer arithmetic."""
     if node.domain not in STANDARD or len(node.output) != 1:
         return None
     if node.op_type == "Shape":
-        sizes = shapes.get(node.input[0])
-        if sizes is None:
-            return None
-        bounds = {attribute.name: attribute.i for attribute in node.attribute}
-        part = sizes[bounds.get("start", 0) : bounds.get("end", len(sizes))]
-        return None if None in part else np.array(part, dtype=np.int64)
-    if node.op_type == "Constant":
-        return (
-            np.asarray(ReferenceEvaluator(node).run(None, {})[0])
-            if _is_small_integer(node)
-            else None
-        )
-    if node.op_type in ARITHMETIC and all(name in values for name in node.input if name):
-        feeds = {name: values[name] for name in node.input if name}
+        return _sizes(node, shapes.get(node.input[0], [None]))
+    is_known = node.op_type in ARITHMETIC and all(name in values for name in node.input)
+    if not is_known and not (node.op_type == "Constant" and _is_small_integer(node)):
+        return None
+    feeds = {name: values[name] for name in node.input}
+    if node.op_type in ("Div", "Mod") and any((value < 0).any() for value in feeds.values()):
+        return None  # ONNX rounds towards 0, the reference evaluator down
+    try:
         return np.asarray(ReferenceEvaluator(node).run(None, feeds)[0])
-    return None
+    except (ValueError, IndexError):
+        return None  # a graph that contradicts itself: onnx.checker says where
+
+
+def _sizes(node: onnx.NodeProto, shape: list[int | None]) -> np.ndarray | None:
+    """Give what a Shape node gives for a tensor of this shape, None if a size is not known."""
+    start, end = attribute(node, "start", 0), attribute(node, "end", len(shape))
+    part = shape[int(start) : int(end)]
+    return None if None in part else np.array(part, dtype=np.int64)
 
 
 def _is_small_integer(node: onnx.NodeProto) -> bool:
-    attribute = node.attribute[0]
-    if attribute.type == onnx.AttributeProto.TENSOR:
-        return (
-            attribute.t.data_type == onnx.TensorProto.INT64
-            and math.prod(attribute.t.dims) <= MAX_SIZE
-        )
-    return attribute.name in ("value_int", "value_ints") and len(attribute.ints) <= MAX_SIZE
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Remove nodes none of whose outputs is read, last ones first."""
-    read = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if any(name in read for name in node.output):
-            kept.append(node)
-            read.update(reads(node))
-    kept.reverse()
-    del graph.node[:]
-    graph.node.extend(kept)
-    infos = [info for info in graph.value_info if info.name in read]
-    del graph.value_info[:]
-    graph.value_info.extend(infos)
+    value = node.attribute[0]
+    if value.type == onnx.AttributeProto.TENSOR:
+        return value.t.data_type == TensorProto.INT64 and math.prod(value.t.dims) <= MAX_SIZE
+    return value.name in ("value_int", "value_ints") and len(value.ints) <= MAX_SIZE

@@ -17,7 +17,7 @@ from runtime.contract.errors import BundleError
 from runtime.contract.manifest import Manifest
 from runtime.preprocess import Letterbox
 from runtime.sessions.base import Session
-from runtime.tasks import task_module as runtime_task
+from runtime.tasks import load_task as runtime_task
 from training.data.sample import Sample
 from training.loop.checkpoint import file_sha256, load_release
 from training.metrics.detection import GroundTruth, score_boxes

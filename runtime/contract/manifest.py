@@ -227,6 +227,20 @@ class Manifest:
                 self.geometry.resize not in ("letterbox", "stretch"),
                 f"resize {self.geometry.resize!r}; expected letterbox or stretch",
             ),
+            (
+                self.geometry.alignment not in ("centre", "top_left"),
+                f"alignment {self.geometry.alignment!r}; expected centre or top_left",
+            ),
+            (
+                (self.geometry.dtype, self.geometry.colour, self.geometry.interpolation)
+                != ("uint8", "bgr", "linear"),
+                f"input {self.geometry.dtype} {self.geometry.colour}, resized "
+                f"{self.geometry.interpolation}; expected uint8 bgr, resized linear",
+            ),
+            (
+                not 0 <= self.geometry.pad_value <= 255,
+                f"pad_value {self.geometry.pad_value}; expected 0 to 255",
+            ),
             (not self.graphs, "no graphs; expected at least 'model'"),
             (
                 not self.batches or min(self.batches) < 1,

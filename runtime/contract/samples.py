@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class Samples:
 
 def write_samples(path: Path, samples: Mapping[str, Samples]) -> None:
     """Write {graph name: its samples} as one compressed archive, whole or not at all."""
-    arrays: dict[str, NDArray[np.generic]] = {}
+    arrays: dict[str, Any] = {}
     for graph, sample in samples.items():
         arrays.update({f"{graph}/feeds/{name}": array for name, array in sample.feeds.items()})
         arrays.update({f"{graph}/results/{name}": array for name, array in sample.results.items()})

@@ -259,4 +259,4 @@ def _save_timing_cache(timing_cache: Any, options: BuildOptions) -> None:
     try:
         files.write_bytes(options.timing_cache, bytes(timing_cache.serialize()))
     except SinkError as error:  # the engine is built all the same
-        log.warning("the timing cache is lost: %s", error)
+        log.warning("the timing cache is lost: %s", str(error))

@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,7 +158,7 @@ def record_verdict(engine: EngineFile, verdict: Verdict) -> EngineFile:
         try:
             files.write_json(engine.path.with_suffix(".json"), record)
         except SinkError as error:
-            log.warning("the verdict on %s is not kept: %s", engine.path.name, error)
+            log.warning("the verdict on %s is not kept: %s", engine.path.name, str(error))
     return dataclasses.replace(engine, record=record)
 
 
@@ -245,7 +244,6 @@ def _make_record(
         "size_bytes": len(plan),
         "build_seconds": round(seconds, 3),
         "built": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "built_on": f"{platform.system()} {platform.machine()}",
         "host_code_allowed": False,
         "verdict": "not run",
     }
@@ -260,7 +258,7 @@ def _store(place: Path | None, plan: bytes, record: dict[str, Any]) -> Path | No
         files.write_bytes(path, plan)
         files.write_json(path.with_suffix(".json"), record)
     except SinkError as error:
-        log.warning("%s; the engine is used from memory and built again next time", error)
+        log.warning("%s; the engine is used from memory and built again next time", str(error))
         for half in (path, path.with_suffix(".json")):
             with contextlib.suppress(OSError):
                 half.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class Identity:
         onnx_sha256: hashes of the ONNX file (key "model") and of its external data files.
         precision: of the bundle. flavour, flavour_version: of TensorRT.
         device, compute_capability: "any" and "" where the engine is compiled for many.
+        platform: operating system and processor of the machine, such as "Linux aarch64".
         plugin_sha256: of our plugin's code; empty where none is used.
         shapes: batch size -> input name -> shape, one optimisation profile each.
         flags: BuildOptions.flags().
@@ -50,6 +52,7 @@ class Identity:
     flavour_version: str
     device: str
     compute_capability: str
+    platform: str
     plugin_sha256: str
     shapes: dict[str, dict[str, list[int]]]
     flags: dict[str, Any]
@@ -130,6 +133,7 @@ def identify(
         flavour_version=flavour.version,
         device=_ANY_DEVICE if is_portable or device is None else device.name,
         compute_capability="" if is_portable or device is None else device.compute_capability,
+        platform=f"{platform.system()} {platform.machine()}",
         plugin_sha256=plugin_sha256,
         shapes={
             str(batch): {name: list(shape) for name, shape in shapes.items()}

@@ -48,7 +48,7 @@ def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
                     on_wait = None
                 time.sleep(_POLL_S)
         except OSError as error:
-            log.warning("%s cannot be locked (%s); building without a lock", path, error)
+            log.warning("%s cannot be locked (%s); building without a lock", path, str(error))
             return descriptor
         except BaseException:
             os.close(descriptor)

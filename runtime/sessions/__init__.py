@@ -59,7 +59,9 @@ def open_session(
     Args:
         bundle: what to load.
         backend: one of BACKEND_NAMES, or "auto" for the first of BACKENDS that is present and
-            works; which, and why not those before it, is logged to "kestrel.runtime".
+            works; which, and why not those before it, is logged to "kestrel.runtime", as a
+            warning where one is present and yet does not work. With
+            device="cpu" or "cuda", auto keeps to CPUs or GPUs.
         precision: one of the manifest's; None takes fp16 on a GPU and fp32 on a CPU where the
             bundle has it, else its first.
         **options: the backend's own, such as threads=2 (CPU backends), device="cpu"
@@ -112,11 +114,15 @@ def _open_first(bundle: Bundle, precision: str | None, options: dict[str, Any]) 
     if options:
         _refuse_unknown_options(options)
     reasons = []
+    device = options.get("device")
     for entry in BACKENDS:
+        if device is not None and entry.needs_gpu != (device != "cpu"):
+            continue
         try:
             session = _open(entry, bundle, precision, options, is_auto=True)
         except (SessionError, BundleError) as error:
-            log.info("%s: not taken: %s", _describe(entry), error)
+            level = logging.INFO if why_absent(entry) else logging.WARNING
+            log.log(level, "%s: not taken: %s", _describe(entry), error)
             reasons.append((entry, error))
             continue
         log.info("%s: taken (%s, %s)", entry.name, session.device, session.precision)

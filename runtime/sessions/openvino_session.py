@@ -67,8 +67,8 @@ class OpenVinoSession:
             is_cpu_file = bundle.has_file(graph, precision, "cpu")
             path = bundle.file(graph, precision, "cpu" if is_cpu_file else "portable")
             self._paths[graph] = str(path)
-            names = self.compiled(graph, bundle.manifest.batches[0]).inputs
-            fed = fed_specs(bundle.manifest, [each.get_any_name() for each in names])
+            first = self.compiled(graph, bundle.manifest.batches[0])
+            fed = fed_specs(bundle.manifest, self.name_ports(first.inputs))
             self._checks[graph] = FeedCheck(bundle.manifest, graph, fed)
         self._own: OpenVinoStream | None = None
 
@@ -104,6 +104,15 @@ class OpenVinoSession:
                 model = self._compile(graph, batch)
                 self._compiled[graph, batch] = model
             return model
+
+    def name_ports(self, ports: Any) -> list[str]:
+        """The contract's names of inputs or outputs; OpenVINO merges names of equal tensors."""
+        specs = (*self._manifest.inputs, *self._manifest.outputs)
+        known = [*(spec.name for spec in specs), *self.state_names, *self.state_names.values()]
+        return [
+            next((name for name in known if name in port.get_names()), port.get_any_name())
+            for port in ports
+        ]
 
     def _compile(self, graph: str, batch: int) -> Any:
         try:
@@ -161,7 +170,12 @@ class OpenVinoStream:
         ring = self._rings.get((graph, batch))
         if ring is None:
             compiled = self._session.compiled(graph, batch)
-            ring = [_Request(compiled, graph) for _ in range(_REQUESTS_PER_STREAM)]
+            inputs = self._session.name_ports(compiled.inputs)
+            outputs = self._session.name_ports(compiled.outputs)
+            ring = [
+                _Request(graph, compiled.create_infer_request(), inputs, outputs)
+                for _ in range(_REQUESTS_PER_STREAM)
+            ]
             self._rings[graph, batch] = ring
         request = ring.pop(0)
         ring.append(request)
@@ -180,11 +194,11 @@ class OpenVinoStream:
 class _Request:
     """An infer request and the ticket whose results it holds."""
 
-    def __init__(self, compiled: Any, graph: str) -> None:
+    def __init__(self, graph: str, handle: Any, inputs: list[str], outputs: list[str]) -> None:
         self.graph = graph
-        self.handle = compiled.create_infer_request()
-        self._inputs = [each.get_any_name() for each in compiled.inputs]
-        self._outputs = [each.get_any_name() for each in compiled.outputs]
+        self.handle = handle
+        self._inputs = inputs
+        self._outputs = outputs
         self._owner: OpenVinoTicket | None = None
 
     def start(

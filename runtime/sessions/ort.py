@@ -102,8 +102,11 @@ class OrtSession:
                 )
             given[name] = state[name]
         names = self._outputs[graph]
+        engine = self._engines.get(graph)
+        if engine is None:
+            raise SessionError("this session was closed while a frame was under way.")
         try:
-            arrays = self._engines[graph].run(names, given)
+            arrays = engine.run(names, given)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             raise SessionError(
                 f"ONNX Runtime failed in graph {graph!r}: {summarise(error)}"

@@ -143,7 +143,9 @@ class TrtSession:
                 stream.close()
             self._streams.clear()
             self._own = None
-            self._graphs.clear()  # streams share it: engines go before the runtime
+            for graph in self._graphs.values():
+                graph.release()  # engines go before the runtime
+            self._graphs.clear()
             self._runtime = None
 
 

@@ -40,7 +40,7 @@ class Port:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LoadedGraph:
     """An engine in memory, and who feeds and reads what.
 
@@ -65,6 +65,10 @@ class LoadedGraph:
     renews: dict[str, str]
     profiles: dict[int, int]
     check: FeedCheck
+
+    def release(self) -> None:
+        """Let go of the engine, whoever still holds this object."""
+        self.engine = None
 
     def make_context(self, *, use_cuda_graphs: bool) -> Any:
         """A context for one stream and batch; TensorRT-RTX is told to use CUDA graphs itself.

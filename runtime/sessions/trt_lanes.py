@@ -60,6 +60,7 @@ class Slot:
         self.inputs: dict[str, PinnedBuffer] = {}
         self.outputs: dict[str, PinnedBuffer] = {}
         self.executable: Any = None
+        self.is_busy = False  # the GPU may still use the buffers, or nobody has read them
         self._cuda = cuda
         self._ticket: weakref.ref[TrtTicket] | None = None
         self.event = cuda.create_event()
@@ -69,17 +70,19 @@ class Slot:
         """The ticket of what was just queued; the slot is busy until it is settled."""
         ticket = TrtTicket(self._cuda, self)
         self._ticket = weakref.ref(ticket)
+        self.is_busy = True
         return ticket
 
     def settle(self) -> None:
         """Wait until the slot is free; who still holds its ticket keeps the results."""
-        if self._ticket is None:
+        if not self.is_busy:
             return
-        ticket, self._ticket = self._ticket(), None
+        ticket = self._ticket() if self._ticket is not None else None
         if ticket is not None:
             ticket.settle()
         else:
             self._cuda.wait_for_event(self.event)
+        self.is_busy = False
 
 
 class TrtTicket:
@@ -107,10 +110,10 @@ class TrtTicket:
             slot, self._slot = self._slot, None
             try:
                 self._cuda.wait_for_event(slot.event)
+                self._results = {name: each.array.copy() for name, each in slot.outputs.items()}
             except SessionError as error:
                 self._error = error
-                return
-            self._results = {name: buffer.array.copy() for name, buffer in slot.outputs.items()}
+            slot.is_busy = False
 
 
 class Lane:
@@ -271,7 +274,7 @@ class Lane:
                 log.warning(
                     "graph %r runs without a CUDA graph, which costs some latency: %s",
                     self._graph.name,
-                    error,
+                    str(error),  # not the error: its traceback would keep the engine alive
                 )
                 return
             self._cleanup.callback(self._cuda.destroy_executable, executable)

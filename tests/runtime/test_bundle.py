@@ -22,6 +22,10 @@ REFUSED_MANIFESTS = {
     "unknown task": ({"task": "telepathy"}, "task 'telepathy'"),
     "no classes": ({"classes": []}, "no classes"),
     "ids and classes differ": ({"category_ids": [1]}, "1 category_ids for 3 classes"),
+    "geometry that is not ours": (
+        {"geometry": {"height": 48, "width": 64, "colour": "rgb"}},
+        "input uint8 rgb",
+    ),
     "no graphs": ({"graphs": {}}, "no graphs"),
     "batch of none": ({"batches": [0]}, "batches (0,)"),
     "wrong type": ({"max_detections": "many"}, "wrong value for 'max_detections'"),
@@ -139,9 +143,10 @@ def test_bundle_accepts_external_data_that_is_whole(tmp_path):
 def test_external_data_outside_the_folder_is_refused(tmp_path):
     path = write_tiny_bundle(tmp_path, has_external_data=True) / "model.fp32.onnx"
     model = onnx.load(path, load_external_data=False)
-    for entry in model.graph.initializer[0].external_data:
-        if entry.key == "location":
-            entry.value = "../../etc/passwd"
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../../etc/passwd"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(BundleError, match="outside its folder"):
         read_external_files(path)

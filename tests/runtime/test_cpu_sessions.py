@@ -294,11 +294,12 @@ def test_auto_says_why_nothing_works(folder, monkeypatch):
         open_session(Bundle.open(folder))
 
 
-def test_auto_passes_over_a_backend_that_failed_verification(tmp_path, monkeypatch):
+def test_auto_passes_over_a_backend_that_failed_verification(tmp_path, monkeypatch, caplog):
     only(monkeypatch, OPENVINO, ORT)
     folder = write_tiny_bundle(tmp_path, verdicts={("fp32", "openvino"): "fail"})
     session = open_session(Bundle.open(folder))
     assert session.backend == "onnxruntime"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     session.close()
 
 
@@ -308,6 +309,14 @@ def test_auto_refuses_where_every_backend_failed_verification(tmp_path, monkeypa
     folder = write_tiny_bundle(tmp_path, verdicts=verdicts)
     with pytest.raises(BundleError, match="verdict"):
         open_session(Bundle.open(folder))
+
+
+def test_auto_on_a_cpu_does_not_try_gpus(folder, caplog):
+    with caplog.at_level(logging.INFO, "kestrel.runtime"):
+        session = open_session(Bundle.open(folder), device="cpu")
+    assert session.device.startswith("CPU")
+    assert not [record for record in caplog.records if "tensorrt" in record.message]
+    session.close()
 
 
 def test_auto_keeps_options_that_only_one_backend_knows(folder, monkeypatch):

@@ -152,6 +152,7 @@ def test_letterbox_accepts_frames_of_any_strides(view):
 
 def test_letterbox_leaves_the_frame_as_it_was():
     frame = random_frame(50, 90)
+    frame.flags.writeable = False
     before = frame.copy()
     Letterbox.fit((50, 90), InputGeometry(64, 64)).apply(frame)
     np.testing.assert_array_equal(frame, before)

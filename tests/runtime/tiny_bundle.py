@@ -113,7 +113,7 @@ def write_tiny_bundle(
         geometry: 64x48 letterbox unless given.
         base_scores: {file name: three scores}, to tell files apart by what they answer.
         verdicts: {(precision, backend): "pass" | "fail" | "not run"} for verify.json.
-        has_external_data: weights go to weights.bin.
+        has_external_data: the larger constants go to weights.bin.
         num_samples: images in samples.npz; 0 writes none.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def write_tiny_bundle(
         texts = {METADATA_KEY: manifest.to_json(is_complete=False), PRECISION_KEY: precision}
         helper.set_model_props(model, texts)
         if has_external_data:
-            external = {"location": "weights.bin", "size_threshold": 0}
+            external = {"location": "weights.bin", "size_threshold": 100}
             onnx.save(model, folder / name, save_as_external_data=True, **external)
         else:
             onnx.save(model, folder / name)

@@ -5,8 +5,8 @@ That is what lets `--resume` continue where a killed run stood, and several rank
 
 from __future__ import annotations
 
-import dataclasses
 import signal
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,40 +21,84 @@ from training.models.base import Targets
 from training.tasks import task_module
 
 
+class EpochOrder:
+    """Which sample of a data set has number n: every epoch all of them, in a fresh order."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self.source, self.seed = source, seed
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def load(self, number: int) -> Sample:
+        """The sample of number n, before augmentation."""
+        epoch, offset = divmod(number, len(self.source))
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.source))
+            self._epoch = (epoch, order)
+        return self.source[int(self._epoch[1][offset])]
+
+
+class StreamedOrder:
+    """Which frame of a rendered source has number n: new ones at an even pace, each used again.
+
+    Every `uses`-th sample is new; the others are drawn from the last WINDOW frames, which stay in
+    memory. So the renderer works at 1 / uses of the trainer's pace, and frames keep coming.
+    """
+
+    WINDOW = 384  # frames, about 1 MB each
+
+    def __init__(self, source: Source, seed: int, uses: int) -> None:
+        self.source, self.seed, self.uses = source, seed, uses
+        self._kept: OrderedDict[int, Sample] = OrderedDict()
+
+    def load(self, number: int) -> Sample:
+        """The frame of number n, before augmentation."""
+        frame, turn = divmod(number, self.uses)
+        if turn:
+            rng = np.random.default_rng((self.seed, 2, number))
+            frame = max(0, frame - int(rng.integers(self.WINDOW)))
+        index = frame % len(self.source)
+        if index not in self._kept:
+            self._kept[index] = self.source[index]
+            if len(self._kept) > self.WINDOW:
+                self._kept.popitem(last=False)
+        return self._kept[index]
+
+
 class NumberedSamples(Dataset[Sample]):
     """Augmented samples by their number in the run.
 
     Args:
-        source: drawn from in a fresh order each epoch.
+        source: drawn from by epochs, or streamed where `uses` is given.
         size_hw: of the network input.
         augment: its mosaic is off from sample `mosaic_end` on.
         seed: of order and augmentation.
     """
 
     def __init__(
-        self, source: Source, size_hw: tuple[int, int], augment: Augment, mosaic_end: int, seed: int
+        self,
+        source: Source,
+        size_hw: tuple[int, int],
+        augment: Augment,
+        *,
+        mosaic_end: int,
+        seed: int,
+        uses: int | None = None,
     ) -> None:
+        self.order = StreamedOrder(source, seed, uses) if uses else EpochOrder(source, seed)
         self.source = source
         self.size_hw = size_hw
         self.augment = augment
-        self.plain = dataclasses.replace(augment, mosaic=0.0)
         self.mosaic_end = mosaic_end
         self.seed = seed
-        self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, number: int) -> Sample:
-        epoch, offset = divmod(number, len(self.source))
-        if self._order is None or self._order[0] != epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.source))
-            self._order = (epoch, order)
         rng = np.random.default_rng((self.seed, 1, number))
-        augment = self.augment if number < self.mosaic_end else self.plain
+        augment = self.augment if number < self.mosaic_end else self.augment.without_mosaic()
 
         def draw_other() -> Sample:
-            return self.source[int(rng.integers(len(self.source)))]
+            return self.order.load(int(rng.integers(max(1, number))))
 
-        sample = self.source[int(self._order[1][offset])]
-        return augmented(sample, draw_other, self.size_hw, augment, rng)
+        return augmented(self.order.load(number), draw_other, self.size_hw, augment, rng)
 
 
 class NumberedBatches(Sampler[list[int]]):

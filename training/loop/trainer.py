@@ -48,6 +48,7 @@ class RunOptions:
         precision: "bf16", "fp16" or "no".
         workers: processes that load data.
         save_every: steps between saves of the run's state.
+        uses: of each sample of a rendered source (see `StreamedOrder`); None goes by epochs.
     """
 
     name: str
@@ -56,6 +57,7 @@ class RunOptions:
     precision: str = "bf16"
     workers: int = 1
     save_every: int = 500
+    uses: int | None = None
 
 
 class Trainer:
@@ -170,7 +172,12 @@ class Trainer:
             mosaic=recipe.mosaic,
         )
         samples = NumberedSamples(
-            self.train_source, self.plain_model.spec.size_hw, augment, mosaic_end, self.options.seed
+            self.train_source,
+            self.plain_model.spec.size_hw,
+            augment,
+            mosaic_end=mosaic_end,
+            seed=self.options.seed,
+            uses=self.options.uses,
         )
         batches = NumberedBatches(self.step, recipe.steps, recipe.batch, rank, world)
         return make_feed(

@@ -102,8 +102,8 @@ class Recipe:
     validate_images: int = 200
     flip: float = 0.5
     vertical_flip: float = 0.0
-    scale: tuple[float, float] = (0.7, 1.4)
-    hsv: tuple[float, float, float] = (0.015, 0.4, 0.3)
+    scale: tuple[float, float] = (0.8, 1.3)
+    hsv: tuple[float, float, float] = (0.01, 0.3, 0.25)
     mosaic: float = 0.0
     mosaic_off: float = 0.2
     is_backbone_pretrained: bool = False

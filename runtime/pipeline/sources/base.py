@@ -24,7 +24,7 @@ class Frame:
     Attributes:
         image_bgr: (H, W, 3) uint8; the holder's own until it is given to `Source.recycle`.
         index: 0, 1, 2 ... over the frames that the source decoded, dropped ones included.
-        time_s: place in the video, or seconds since a camera's first frame; strictly rising.
+        time_s: seconds since the first frame, by the video's time stamps or the clock; rising.
         captured_at: `time.perf_counter()` when a camera's picture came, or the reading of a file's
             frame began; a frame's age counts from here.
         capture_ms: reading and decoding, without the wait for a camera's next picture.

@@ -29,8 +29,8 @@ class ImageSource(Source):
         self._first = self._load()
         if self._first is None:
             raise SourceError(
-                f"source {uri} has {len(self._paths)} image files and none decodes; "
-                "expected JPEG, PNG, BMP, WebP or TIFF."
+                f"source {uri}: not one of {len(self._paths)} images decodes; "
+                "expected JPEG, PNG, BMP, WebP or TIFF. The files are damaged or of another kind."
             )
         height, width = self._first.image_bgr.shape[:2]
         self.size_wh = (width, height)

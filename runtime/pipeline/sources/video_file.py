@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runtime.contract.errors import SourceError
 from runtime.pipeline.sources.base import Frame, Source
-from runtime.pipeline.sources.capture import nominal_fps, open_capture, retrieve
+from runtime.pipeline.sources.capture import Capture, nominal_fps, open_capture, retrieve
 
 DEFAULT_FPS = 25.0  # of files that do not say
 # OpenCV's grab fails once for every few broken packets and succeeds after them, so a failure is
@@ -32,7 +32,7 @@ class VideoFileSource(Source):
         if not path.is_file():
             raise SourceError(f"source {uri} is no file; expected a video, a folder or a camera.")
         capture = open_capture(str(path), backends=("CAP_FFMPEG", "CAP_ANY"))
-        if capture is None:
+        if capture is None or _is_text(capture):
             raise SourceError(
                 f"source {uri} is no video that OpenCV can read; expected MP4, MKV, AVI or the "
                 "like. Play it with ffplay, or convert it with ffmpeg."
@@ -99,3 +99,11 @@ class VideoFileSource(Source):
         self.num_decoded += 1
         if self.num_promised is not None:
             self.num_corrupt = min(self._gaps, max(self.num_promised - self.num_decoded, 0))
+
+
+def _is_text(capture: Capture) -> bool:
+    """Whether it is a text file, which FFmpeg would show as a film of its letters."""
+    import cv2
+
+    code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
+    return code.to_bytes(4, "little") == b"ansi"

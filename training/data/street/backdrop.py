@@ -79,7 +79,7 @@ def ground_texture(layout: Layout) -> tuple[np.ndarray, ...]:
     for x1, x2 in layout.lawns:
         lay("grass", x1, x2, (118, 118, 118))
     lay("asphalt", -layout.road_half, layout.road_half, layout.road_colour)
-    tint = cv2.repeat(colours, PERIOD_PX, 1)
+    tint = np.ascontiguousarray(np.broadcast_to(colours, picture.shape))
     cv2.multiply(picture, tint, dst=picture, scale=1 / 128)
     _paint_marks(picture, layout, per_m)
     pictures, last = [picture], picture
@@ -137,6 +137,11 @@ def paint_ground(frame: np.ndarray, camera: Camera, layout: Layout, weather: Wea
         )  # fmt: skip
 
 
+def _rows(values: np.ndarray, width: int) -> np.ndarray:
+    """(N, width): each value (N,) along a whole row."""
+    return np.ascontiguousarray(np.broadcast_to(values[:, None], (len(values), width)))
+
+
 def light_ground(
     frame: np.ndarray, shadow: np.ndarray, camera: Camera, weather: Weather
 ) -> None:
@@ -150,13 +155,14 @@ def light_ground(
     fade = 1.0 - np.exp(-depth / weather.sight_m)
     ground = frame[top:]
     lit = cv2.LUT(shadow[top:], weather.shadow_curve())
-    clear = cv2.repeat((255 * (1 - fade)).astype(np.uint8)[:, None], 1, frame.shape[1])
+    clear = _rows((255 * (1 - fade)).astype(np.uint8), frame.shape[1])
     gain = cv2.multiply(lit, clear, dst=lit, scale=1 / 255)
     cv2.multiply(ground, cv2.cvtColor(gain, cv2.COLOR_GRAY2BGR), dst=ground, scale=1 / 255)
-    veil = (fade[:, None, None] * np.asarray(weather.haze)).astype(np.uint8)
     last = int(np.searchsorted(-fade, -0.02))  # nearer rows have too little haze to matter
     if last > 0:
-        cv2.add(ground[:last], cv2.repeat(veil[:last], 1, frame.shape[1]), dst=ground[:last])
+        part = fade[:last]
+        veil = [_rows((part * haze).astype(np.uint8), frame.shape[1]) for haze in weather.haze]
+        cv2.add(ground[:last], cv2.merge(veil), dst=ground[:last])
 
 
 @lru_cache(maxsize=8)
@@ -196,7 +202,10 @@ def _reduced(facade: int, wide: int, tall: int) -> tuple[np.ndarray, np.ndarray]
 def paint_buildings(
     frame: np.ndarray, camera: Camera, layout: Layout, weather: Weather
 ) -> list[Face]:
-    """Paint the houses, far ones first, in place; the faces painted, in that order."""
+    """Paint the houses, in place; the faces that one sees, far ones first.
+
+    Goes from near to far and paints only what is still free, so that no pixel is warped twice.
+    """
     owners, corners, normals = _walls(layout)
     eye = np.asarray(camera.position)
     uv, depth = camera.project(corners)
@@ -204,33 +213,61 @@ def paint_buildings(
     is_wide = (uv[..., 0].min(axis=1) < frame.shape[1]) & (uv[..., 0].max(axis=1) > 0)
     shown = faces_eye & (depth.max(axis=1) > 0.6) & (is_wide | (depth.min(axis=1) < 0.7))
     middle = corners.mean(axis=1) - eye
-    order = np.argsort(-np.hypot(middle[:, 0], middle[:, 2]))
+    order = np.argsort(np.hypot(middle[:, 0], middle[:, 2]))
     faces = []
+    free = np.full(frame.shape[:2], 255, np.uint8)
     for wall in order[shown[order]]:
         polygon = uv[wall] if depth[wall].min() > 0.7 else camera.clip_polygon(corners[wall])
         if len(polygon) == 0:
             continue
         face = Face(polygon=polygon, normal=normals[wall], origin=corners[wall, 0])
         fade = haze_part(float(depth[wall].clip(1).mean()) * 0.7, weather)
-        if _paint_wall(frame, camera, weather, owners[wall], corners[wall], face, fade):
-            faces.append(face)
-    return faces
+        shown_xyxy, mask = _claim(free, polygon)
+        if mask is None:
+            continue
+        faces.append(face)
+        picture = _picture_wall(camera, weather, owners[wall], corners[wall], face, fade, shown_xyxy)
+        x1, y1, x2, y2 = shown_xyxy
+        cv2.copyTo(picture, mask, frame[y1:y2, x1:x2])
+    return faces[::-1]
 
 
-def _paint_wall(
-    frame: np.ndarray, camera: Camera, weather: Weather, building: Building, corners: np.ndarray,
-    face: Face, fade: float,
-) -> bool:  # fmt: skip
-    """Paint one wall, in place; False where it lies outside the frame."""
-    height, width = frame.shape[:2]
+def _claim(
+    free: np.ndarray, polygon: np.ndarray
+) -> tuple[tuple[int, int, int, int], np.ndarray | None]:
+    """Take a polygon's free pixels away from `free` (H, W) uint8 0/255, in place.
+
+    Returns:
+        The box (x1, y1, x2, y2) of these pixels, and the mask of them in it; None where none is.
+    """
+    height, width = free.shape
+    x1, y1 = np.floor(polygon.min(axis=0)).astype(int).tolist()
+    x2, y2 = np.ceil(polygon.max(axis=0)).astype(int).tolist()
+    x1, y1, x2, y2 = max(0, x1), max(0, y1), min(width, x2), min(height, y2)
+    if x2 - x1 < 1 or y2 - y1 < 1:
+        return (0, 0, 0, 0), None
+    mask = np.zeros((y2 - y1, x2 - x1), np.uint8)
+    fixed = ((polygon - (x1 + 0.5, y1 + 0.5)) * 16).clip(-480_000, 480_000).astype(np.int32)
+    cv2.fillConvexPoly(mask, fixed, 255, cv2.LINE_8, 4)
+    part = free[y1:y2, x1:x2]
+    cv2.bitwise_and(mask, part, dst=mask)
+    x, y, w, h = cv2.boundingRect(mask)
+    if w == 0:
+        return (0, 0, 0, 0), None
+    cv2.subtract(part, mask, dst=part)
+    return (x1 + x, y1 + y, x1 + x + w, y1 + y + h), mask[y : y + h, x : x + w]
+
+
+def _picture_wall(
+    camera: Camera, weather: Weather, building: Building, corners: np.ndarray, face: Face,
+    fade: float, shown_xyxy: tuple[int, int, int, int],
+) -> np.ndarray:  # fmt: skip
+    """The picture of one wall over a box of the frame."""
     x1, y1 = np.floor(face.polygon.min(axis=0)).astype(int).tolist()
     x2, y2 = np.ceil(face.polygon.max(axis=0)).astype(int).tolist()
     size_px = textures.FACADE_PX
     wide = 0 if x2 - x1 > size_px * 0.7 else 1 if x2 - x1 > 80 else 2 if x2 - x1 > 36 else 3
     tall = 0 if y2 - y1 > size_px * 0.7 else 1 if y2 - y1 > 80 else 2
-    x1, y1, x2, y2 = max(0, x1), max(0, y1), min(width, x2), min(height, y2)
-    if x2 - x1 < 1 or y2 - y1 < 1:
-        return False
     texture, lit = _reduced(building.facade, wide, tall)
     gain = weather.wall_gain(face.normal) * building.gain * (1 - fade)
     tint = np.zeros((3, 4), np.float32)
@@ -239,19 +276,15 @@ def _paint_wall(
     texture = cv2.transform(texture, tint)
     if weather.is_dusk:
         texture[lit > 127] = (140, 215, 250)
+    x1, y1, x2, y2 = shown_xyxy
     along, down = corners[1] - corners[0], corners[0] - corners[3]
+    along, down = along / texture.shape[1], down / texture.shape[0]
     plane = camera.plane_to_image(corners[3], along, down)
-    scale = np.diag([1 / texture.shape[1], 1 / texture.shape[0], 1.0])
-    shift = np.array([[1.0, 0, -x1 - 0.5], [0, 1.0, -y1 - 0.5], [0, 0, 1.0]])
-    picture = cv2.warpPerspective(
-        texture, shift @ plane @ scale, (x2 - x1, y2 - y1), flags=cv2.INTER_LINEAR,
+    plane[:2] -= plane[2] * np.array([[x1 + 0.5], [y1 + 0.5]])
+    return cv2.warpPerspective(
+        texture, plane, (x2 - x1, y2 - y1), flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )  # fmt: skip
-    mask = np.zeros((y2 - y1, x2 - x1), np.uint8)
-    fixed = ((face.polygon - (x1 + 0.5, y1 + 0.5)) * 16).clip(-480_000, 480_000).astype(np.int32)
-    cv2.fillConvexPoly(mask, fixed, 255, cv2.LINE_8, 4)
-    cv2.copyTo(picture, mask, frame[y1:y2, x1:x2])
-    return True
 
 
 def stuff_of_ground(layout: Layout, x: np.ndarray) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.street.camera import Camera
+from training.data.street.camera import NEAR_M, Camera
 from training.data.street.sprite import Canvas, Colour, Sprite, shade
 
 FRAMES: tuple[Colour, ...] = (
@@ -52,12 +53,19 @@ def paint_bicycle(
     forward = np.array([np.sin(heading), 0, np.cos(heading)])
     foot = np.array([x, 0, z])
 
-    def at(along: np.ndarray, up: np.ndarray, across: float = 0.0) -> np.ndarray:
-        along, up = np.asarray(along, float)[:, None], np.asarray(up, float)[:, None]
-        return camera.project(foot + along * forward + up * np.array([0, 1.0, 0])
-                              + across * right)[0]  # fmt: skip
+    to_image = camera.plane_to_image(foot, forward, np.array([0, 1.0, 0])).T
+    sideways = camera.plane_to_image(foot + right, forward, np.zeros(3)).T[2] - to_image[2]
 
-    corners = np.concatenate([at([-0.92, 0.92], [0, 1.15], side) for side in (-0.32, 0.32)])
+    def at(along: Sequence[float], up: Sequence[float], across: float = 0.0) -> np.ndarray:
+        """(N, 2) pixels of points of the bicycle's plane; across moves them out of it."""
+        points = np.empty((len(along), 3))
+        points[:, 0], points[:, 1], points[:, 2] = along, up, 1.0
+        there = points @ to_image
+        if across:
+            there += across * sideways
+        return there[:, :2] / np.maximum(there[:, 2:], NEAR_M)
+
+    corners = np.concatenate([at([-0.92, 0.92], [-0.06, 1.15], side) for side in (-0.32, 0.32)])
     low, high = corners.min(axis=0) - 2, corners.max(axis=0) + 2
     canvas = Canvas((*low, *high), size_hw)
     if canvas.is_empty:
@@ -84,7 +92,9 @@ def paint_bicycle(
     return canvas.finish()
 
 
-def _paint_frame(canvas: Canvas, bicycle: Bicycle, at, px: float, pedal: float) -> None:  # noqa: ANN001
+def _paint_frame(
+    canvas: Canvas, bicycle: Bicycle, at: Callable[..., np.ndarray], px: float, pedal: float
+) -> None:
     half, radius = BASE_M / 2, WHEEL_M
     crank, seat, head = (-0.06, 0.3), (-0.24, 0.82), (0.36, 0.80)
     low_head = (0.39, 0.66)

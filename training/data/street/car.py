@@ -98,6 +98,7 @@ class CarPainter:
         self.canvas = canvas = Canvas((*low, *high), self.size_hw)
         if canvas.is_empty:
             return None
+        self.faces: list[tuple[np.ndarray, Colour, float]] = []
         self.side = 1.0 if self.eye[0] > 0 else -1.0
         self._far_wheels()
         self._body()
@@ -105,7 +106,24 @@ class CarPainter:
             self._wheels()
         self._cabin()
         self._ends()
+        self._draw()
         return canvas.finish()
+
+    def _face(self, local: np.ndarray, colour: Colour, stroke: float = 0.0) -> None:
+        """Queue a polygon (N, 3) in the car's frame; or, with a width in pixels, a line."""
+        self.faces.append((local, colour, stroke))
+
+    def _draw(self) -> None:
+        """Project the queue at once, which is several times faster, and paint it in order."""
+        uv = self._project(np.concatenate([points for points, _, _ in self.faces]))
+        start = 0
+        for points, colour, stroke in self.faces:
+            part = uv[start : start + len(points)]
+            start += len(points)
+            if stroke:
+                self.canvas.line(part, stroke, colour)
+            else:
+                self.canvas.poly(part, colour)
 
     def _lit(self, normal: np.ndarray, colour: Colour) -> Colour:
         """Shade a face by its normal in the car's frame."""
@@ -130,12 +148,12 @@ class CarPainter:
             normal = np.array([0, edge[0], -edge[1]])
             normal /= np.linalg.norm(normal) + 1e-9
             if normal @ (self.eye - quad[0]) > 0:
-                self.canvas.poly(self._project(quad), self._lit(normal, colour))
+                self._face(quad, self._lit(normal, colour))
                 seen.append(here)
         flank = right if self.side > 0 else left
         if abs(self.eye[0]) > self.half * 0.8:
             normal = np.array([self.side, 0, 0])
-            self.canvas.poly(self._project(flank), self._lit(normal, colour))
+            self._face(flank, self._lit(normal, colour))
         return seen
 
     def _body(self) -> None:
@@ -155,7 +173,7 @@ class CarPainter:
 
         def side(z1: float, z2: float, y1: float, y2: float, colour: Colour) -> None:
             quad = [[flank, y1, z1], [flank, y1, z2], [flank, y2, z2], [flank, y2, z1]]
-            self.canvas.poly(self._project(np.array(quad)), colour)
+            self._face(np.array(quad), colour)
 
         lit = self._lit(np.array([self.side, 0, 0]), self.car.paint)
         side(back + 0.06, front - 0.1, low, low + 0.14, mix(lit, (25, 25, 28), 0.75))
@@ -192,8 +210,8 @@ class CarPainter:
             if self.is_small:
                 return
             foot = flank[3] + (self.side * 0.08, 0.06, -0.12)
-            mirror = self._project(np.stack([foot, foot + (self.side * 0.14, 0.05, 0.02)]))
-            self.canvas.line(mirror, 0.13 * self.px, shade(self.car.paint, 0.6))
+            mirror = np.stack([foot, foot + (self.side * 0.14, 0.05, 0.02)])
+            self._face(mirror, shade(self.car.paint, 0.6), 0.13 * self.px)
 
     def _sees(self, ring: np.ndarray, here: int) -> bool:
         edge = ring[here + 1] - ring[here]
@@ -202,17 +220,16 @@ class CarPainter:
 
     def _glass(self, quad: np.ndarray, share: float) -> None:
         inner = quad.mean(axis=0) + (quad - quad.mean(axis=0)) * share
-        uv = self._project(inner)
-        self.canvas.poly(uv, GLASS)
+        self._face(inner, GLASS)
         if self.is_small:
             return
-        glint = np.stack([uv[1], uv[1] * 0.55 + uv[2] * 0.45, uv[0] * 0.75 + uv[3] * 0.25, uv[0]])
-        self.canvas.poly(glint, (150, 135, 118))
+        a, b, c, d = inner
+        self._face(np.stack([b, b * 0.55 + c * 0.45, a * 0.75 + d * 0.25, a]), (150, 135, 118))
 
     def _circle(self, x: float, z: float, radius: float, up: float) -> np.ndarray:
         ring = WHEEL * radius
         ring += (x, up, z)
-        return self._project(ring)
+        return ring
 
     def _wheels(self) -> None:
         radius = 0.33 * self.car.size if self.car.shape != "suv" else 0.38
@@ -220,18 +237,18 @@ class CarPainter:
         for share in (-0.31, 0.31):
             z = share * self.length
             if self.is_small:
-                self.canvas.poly(self._circle(x, z, radius, radius), (30, 30, 32))
-                self.canvas.poly(self._circle(x, z, radius * 0.6, radius), self.car.rim)
+                self._face(self._circle(x, z, radius, radius), (30, 30, 32))
+                self._face(self._circle(x, z, radius * 0.6, radius), self.car.rim)
                 continue
             arch = self._circle(x, z, radius * 1.2, radius)
-            self.canvas.poly(arch, mix(self.car.paint, (15, 15, 15), 0.85))
-            self.canvas.poly(self._circle(x, z, radius, radius), (30, 30, 32))
-            self.canvas.poly(self._circle(x, z, radius * 0.64, radius), self.car.rim)
+            self._face(arch, mix(self.car.paint, (15, 15, 15), 0.85))
+            self._face(self._circle(x, z, radius, radius), (30, 30, 32))
+            self._face(self._circle(x, z, radius * 0.64, radius), self.car.rim)
             hub = self._circle(x, z, radius * 0.52, radius)
             if self.px > 22:
                 for a, b in ((0, 8), (3, 11), (6, 14)):
-                    self.canvas.line(hub[[a, b]], radius * 0.14 * self.px, (60, 60, 62))
-            self.canvas.poly(self._circle(x, z, radius * 0.16, radius), (90, 90, 92))
+                    self._face(hub[[a, b]], (60, 60, 62), radius * 0.14 * self.px)
+            self._face(self._circle(x, z, radius * 0.16, radius), (90, 90, 92))
 
     def _far_wheels(self) -> None:
         """Under the car one sees its dark belly and the tyres' treads."""
@@ -242,13 +259,14 @@ class CarPainter:
                 corners = [[inner, 0, z - 0.2], [x * half, 0, z - 0.2], [x * half, 0, z + 0.2],
                            [inner, 0, z + 0.2]]  # fmt: skip
                 foot = np.array(corners)
-                uv = self._project(np.concatenate([foot, foot + (0, 0.35, 0)]))
-                low_uv, high_uv = uv.min(axis=0), uv.max(axis=0)
-                self.canvas.poly(np.array([low_uv, [high_uv[0], low_uv[1]], high_uv,
-                                           [low_uv[0], high_uv[1]]]), (24, 24, 26))  # fmt: skip
+                self._face(foot, (24, 24, 26))
+                for a, b in ((0, 1), (1, 2), (2, 3), (3, 0)):
+                    wall = foot[[a, b, b, a]]
+                    wall[2:, 1] = 0.35
+                    self._face(wall, (24, 24, 26))
         belly = [[-half, low, -self.length * 0.44], [half, low, -self.length * 0.44],
                  [half, low, self.length * 0.44], [-half, low, self.length * 0.44]]  # fmt: skip
-        self.canvas.poly(self._project(np.array(belly)), (20, 20, 22))
+        self._face(np.array(belly), (20, 20, 22))
 
     def _ends(self) -> None:
         """Bumpers, lamps, grille and number plate on the end that faces the camera."""
@@ -261,7 +279,7 @@ class CarPainter:
             def box(x1: float, x2: float, y1: float, y2: float, colour: Colour,
                     depth: float = z) -> None:  # fmt: skip
                 quad = [[x1, y1, depth], [x2, y1, depth], [x2, y2, depth], [x1, y2, depth]]
-                self.canvas.poly(self._project(np.array(quad)), colour)
+                self._face(np.array(quad), colour)
 
             body = self._lit(np.array([0, 0, end]), self.car.paint)
             box(-half * 0.97, half * 0.97, 0.22, 0.42, mix(body, (30, 30, 32), 0.7))

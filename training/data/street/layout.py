@@ -13,7 +13,7 @@ from training.data.street.textures import (
     SKY_KINDS,
 )
 
-STREET_FROM_M, STREET_TO_M = -45.0, 120.0
+STREET_FROM_M, STREET_TO_M = -25.0, 90.0
 CAST = 160  # value of a cast shadow in the shadow mask; above it is the dark under a thing
 
 
@@ -125,7 +125,7 @@ def _plan_houses(rng: np.random.Generator, front: float) -> tuple[Building, ...]
     while z < STREET_TO_M:
         length = float(rng.uniform(8, 17))
         height = float(np.clip(height + rng.normal(0, 4), 5.5, 24))
-        setback = float(rng.choice([0, 0, 0, 0.8]))
+        setback = float(0.8 if rng.random() < 0.25 else 0.0)
         houses.append(
             Building(
                 x=front + np.sign(front) * setback,

@@ -111,12 +111,12 @@ class _Planner:
         depth = camera.focal * size_m / px
         u = float(rng.uniform(0.02, 0.98)) * REFERENCE_W
         hosts = [a for a in self.actors if a.kind >= 0]
-        if hosts and rng.random() < 0.62:  # behind another thing, half hidden by it
+        if hosts and rng.random() < 0.72:  # behind another thing, half hidden by it
             host = hosts[int(rng.integers(len(hosts)))]
             uv, host_depth = camera.project(np.array([host.x, 0.0, host.z]))
             depth = float(host_depth) * float(rng.uniform(1.06, 1.45)) + 0.4
             half = 0.5 * max(host.width, size_m * 0.3) * camera.focal / max(1.0, float(host_depth))
-            u = float(uv[0] + rng.uniform(-0.8, 0.8) * half)
+            u = float(uv[0] + rng.uniform(-0.62, 0.62) * half)
             if camera.focal * size_m / depth < low:
                 return None
         if not 2.6 < depth < 62:
@@ -286,7 +286,7 @@ def build_scene(seed: int) -> Scene:
         if planner.tracks >= wanted:
             break
         adders[int(rng.choice(5, p=CLASS_SHARES))]()
-    for _ in range(int(rng.integers(12, 22))):
+    for _ in range(int(rng.integers(14, 24))):
         planner.prop()
     return Scene(
         **{name: getattr(scene, name) for name in Scene.__slots__ if name != "actors"},

@@ -251,7 +251,7 @@ VARIANTS: dict[str, Variant] = {
             box_weight=2.0,
             has_soft_labels=True,
         ),
-        Recipe(),
+        Recipe(steps=7000, lr=1.5e-3, validate_every=1000),
     ),
     "r50": Variant(
         RetinaNetSpec(
