@@ -99,7 +99,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", help="fp32, fp16, int8 or mixed, as the bundle has them")
     parser.add_argument("--frames", type=int, default=500, help="measured frames; default 500")
     parser.add_argument("--warm-up", type=int, default=30, help="frames before them; default 30")
-    parser.add_argument("--out", type=Path, default=Path("latency"), help="folder of the report")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/latency"), help="folder of the report"
+    )
     parser.add_argument("--threads", type=int, help="of a CPU backend; default: its own choice")
     parser.add_argument(
         "--allow-unverified", action="store_true", help="run what failed its verification"

@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         summary = pipeline.run()
     where = " and ".join(sink.target for sink in pipeline.sinks if sink.target != "terminal")
     line = describe_run(summary, pipeline.times, is_whole=args.max_frames is None)
+    if not args.sequential:
+        line += " (waits of the overlap included)"
     print(line, f"-> {where}" if where else "", file=_place_for_words(args))
     return EXIT_DONE
 

@@ -148,18 +148,18 @@ def find_or_build(
         return EngineFile(_store(place, plan.data, record), record, True, plan.data)
 
 
-def record_verdict(engine: EngineFile, verdict: Verdict) -> EngineFile:
+def record_verdict(built: EngineFile, verdict: Verdict) -> EngineFile:
     """Note on disk what a check on the device found; the engine with its new record.
 
     A folder that cannot be written keeps the old verdict on disk; that is logged.
     """
-    record = {**engine.record, "verdict": verdict}
-    if engine.path is not None:
+    record = {**built.record, "verdict": verdict}
+    if built.path is not None:
         try:
-            files.write_json(engine.path.with_suffix(".json"), record)
+            files.write_json(built.path.with_suffix(".json"), record)
         except SinkError as error:
-            log.warning("the verdict on %s is not kept: %s", engine.path.name, str(error))
-    return dataclasses.replace(engine, record=record)
+            log.warning("the verdict on %s is not kept: %s", built.path.name, str(error))
+    return dataclasses.replace(built, record=record)
 
 
 def user_cache_folder() -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from runtime.contract.errors import EngineError
 
 _MOST_CHARACTERS = 400
+_NOISE = "[checkMacros.cpp"  # TensorRT appends what it says of a missing driver
 
 # What TensorRT writes -> what to do. The first that fits is taken.
 _CURES = (
@@ -28,6 +29,7 @@ _CURES = (
         "a DequantizeLinear stands on an int32 bias: export int8 again with float biases",
     ),
     ("k exceeds the maximum value", "TopK ends at 3840: export with fewer candidates"),
+    ("type is uint8", "only Cast may touch the uint8 image: export again"),
     ("unsupported input type of uint8", "only Cast may touch the uint8 image: export again"),
     (
         "was not found in plugin registry",
@@ -41,15 +43,14 @@ _CURES = (
     ("could not find any implementation", "give it more memory (workspace_bytes), or simplify it"),
     ("out of memory", "close other programs that use the GPU, or lower workspace_bytes"),
     ("outofmemory", "close other programs that use the GPU, or lower workspace_bytes"),
-    (
-        "insufficient for cuda runtime",
-        "the NVIDIA driver is older than this build needs: update it",
-    ),
+    ("must have at least one output", "the file is empty or damaged: copy or export it again"),
     ("failed to parse the onnx model", "the file is damaged: copy or export the bundle again"),
     (
         "cannot be found, or is not a regular file",
         "a file is missing: copy the whole bundle, or export it again",
     ),
+    # Last: without a driver TensorRT adds this line to errors of other causes.
+    ("insufficient for cuda runtime", "the NVIDIA driver is missing or too old: update it"),
 )
 _GENERAL_CURE = "export again; export/graph/lint.py lists what TensorRT takes"
 
@@ -89,7 +90,7 @@ def _cure(text: str) -> str:
 
 
 def _shorten(text: str) -> str:
-    line = " ".join(text.split()).rstrip(".")
+    line = " ".join(text.split()).split(_NOISE)[0].strip().rstrip(".")
     return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..."
 
 

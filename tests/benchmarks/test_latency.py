@@ -118,9 +118,7 @@ def test_page_needs_nothing_from_elsewhere(report):
     _, _, text = report
     assert "http://" not in text
     assert "https://" not in text
-    assert not re.search(
-        r"""\b(src|href)\s*=\s*["'](?!#)|url\((?!#)|@import|<script|<link""", text
-    )
+    assert not re.search(r"""\b(src|href)\s*=\s*["'](?!#)|url\((?!#)|@import|<script|<link""", text)
 
 
 def test_page_is_well_formed_and_its_ids_are_unique(report):

@@ -1,4 +1,4 @@
-# ruff: noqa: N801, N802 (the names are those of the library that is played)
+# ruff: noqa: N801, N802, N815, N818 (the names are those of the library that is played)
 """A CUDA runtime without a GPU, as asynchronous and as strict as a real one can be.
 
 Nothing that is queued runs before somebody waits for it, so a buffer that is overwritten or freed

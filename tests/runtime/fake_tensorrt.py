@@ -1,4 +1,4 @@
-# ruff: noqa: N801, N802 (the names are those of the library that is played)
+# ruff: noqa: N801, N802, N815, N818 (the names are those of the library that is played)
 """A TensorRT without a GPU: "engines" are NumPy functions that read and write `FakeCuda`'s memory.
 
 It has the attributes of the real one that our code touches (`test_engines_api.py` holds our code

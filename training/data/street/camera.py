@@ -22,13 +22,15 @@ class Camera:
     focal: float
     centre_u: float
     horizon_v: float
+    _cos_sin: tuple[float, float] = field(init=False, repr=False, compare=False)
     _rotation: np.ndarray = field(init=False, repr=False, compare=False)
     _eye: np.ndarray = field(init=False, repr=False, compare=False)
     _scale: np.ndarray = field(init=False, repr=False, compare=False)
     _centre: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
+        cos, sin = float(np.cos(self.yaw)), float(np.sin(self.yaw))
+        object.__setattr__(self, "_cos_sin", (cos, sin))
         rotation = np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
         object.__setattr__(self, "_rotation", rotation)
         object.__setattr__(self, "_eye", np.array(self.position))
@@ -60,6 +62,15 @@ class Camera:
         scale = self._scale / np.maximum(depth, NEAR_M)[..., None]
         return self._centre + local[..., :2] * scale, depth
 
+    def project_point(self, x: float, y: float, z: float) -> tuple[float, float, float]:
+        """Column, row and depth of one world point; quicker than `project` for one."""
+        east, up, north = x - self.position[0], y - self.position[1], z - self.position[2]
+        cos, sin = self._cos_sin
+        depth = east * sin + north * cos
+        scale = self.focal / max(depth, NEAR_M)
+        return (self.centre_u + (east * cos - north * sin) * scale,
+                self.horizon_v - up * scale, depth)  # fmt: skip
+
     def plane_to_image(self, origin: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """(3, 3) homography from (s, t) of the plane origin + s a + t b to pixels."""
         columns = np.array([a, b, origin - self._eye]).T
@@ -68,7 +79,7 @@ class Camera:
     def ground_at(self, u: float, depth: float) -> tuple[float, float]:
         """World (X, Z) of the ground point seen in column u at the given depth in metres."""
         right = (u - self.centre_u) / self.focal * depth
-        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
+        cos, sin = self._cos_sin
         x, _, z = self.position
         return x + right * cos + depth * sin, z - right * sin + depth * cos
 

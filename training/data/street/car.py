@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.data.street.camera import NEAR_M, Camera
+from training.data.street.chance import pick, shares
 from training.data.street.sprite import Canvas, Colour, Sprite, mix, shade
 
 PAINTS: tuple[Colour, ...] = (
@@ -24,6 +25,7 @@ SHAPES: dict[str, tuple[float, ...]] = {
     "van": (4.9, 1.95, 1.12, 2.1, -0.49, 0.40, -0.49, 0.22, 0.98),
     "sports": (4.3, 1.85, 0.8, 1.24, -0.38, 0.18, -0.2, 0.02, 0.84),
 }
+SHAPE_SHARES = shares(0.26, 0.24, 0.14, 0.18, 0.1, 0.08)
 FLIP = np.array([1.0, -1.0])  # rows grow downwards
 GLASS: Colour = (78, 66, 54)
 CIRCLE = np.stack([np.cos(np.linspace(0, 2 * np.pi, 18)[:-1]),
@@ -53,7 +55,7 @@ def draw_car(rng: np.random.Generator, *, lamps_on: bool) -> Car:
     """Draw the looks of a car."""
     names = tuple(SHAPES)
     return Car(
-        shape=names[int(rng.choice(6, p=[0.26, 0.24, 0.14, 0.18, 0.1, 0.08]))],
+        shape=names[pick(rng, SHAPE_SHARES)],
         size=float(rng.uniform(0.94, 1.06)),
         paint=shade(PAINTS[int(rng.integers(len(PAINTS)))], float(rng.uniform(0.8, 1.15))),
         rim=shade((190, 190, 192), float(rng.uniform(0.4, 1.05))),
@@ -116,14 +118,15 @@ class CarPainter:
     def _draw(self) -> None:
         """Project the queue at once, which is several times faster, and paint it in order."""
         uv = self._project(np.concatenate([points for points, _, _ in self.faces]))
+        fixed = self.canvas.fixed(uv)
         start = 0
         for points, colour, stroke in self.faces:
-            part = uv[start : start + len(points)]
-            start += len(points)
+            stop = start + len(points)
             if stroke:
-                self.canvas.line(part, stroke, colour)
+                self.canvas.line(uv[start:stop], stroke, colour)
             else:
-                self.canvas.poly(part, colour)
+                self.canvas.fill(fixed[start:stop], colour)
+            start = stop
 
     def _lit(self, normal: np.ndarray, colour: Colour) -> Colour:
         """Shade a face by its normal in the car's frame."""
@@ -132,29 +135,26 @@ class CarPainter:
         facing = -(world[0] * self.sun[0] + world[2] * self.sun[1]) / reach
         return shade(colour, 0.78 + 0.16 * facing + 0.3 * max(0.0, float(world[1])))
 
-    def _prism(self, ring: np.ndarray, inset: np.ndarray, colour: Colour) -> list[int]:
-        """Paint the faces turned to the camera of a convex prism; the indices of its end faces.
+    def _prism(self, ring: np.ndarray, inset: np.ndarray, colour: Colour) -> None:
+        """Paint the faces turned to the camera of a convex prism.
 
         ring is the profile (N, 2) as (forward, up), counter-clockwise seen from the right;
         inset (N,) narrows each point's half width.
         """
         right = np.column_stack([self.half - inset, ring[:, 1], ring[:, 0]])
         left = right * (-1, 1, 1)
-        seen = []
-        for here in range(len(ring)):
-            there = (here + 1) % len(ring)
-            quad = np.stack([right[here], right[there], left[there], left[here]])
-            edge = ring[there] - ring[here]
-            normal = np.array([0, edge[0], -edge[1]])
-            normal /= np.linalg.norm(normal) + 1e-9
-            if normal @ (self.eye - quad[0]) > 0:
-                self._face(quad, self._lit(normal, colour))
-                seen.append(here)
+        ahead = np.roll(np.arange(len(ring)), -1)
+        quads = np.stack([right, right[ahead], left[ahead], left], axis=1)
+        edges = ring[ahead] - ring
+        normals = np.column_stack([np.zeros(len(ring)), edges[:, 0], -edges[:, 1]])
+        normals /= np.hypot(edges[:, 0], edges[:, 1])[:, None] + 1e-9
+        shown = ((self.eye - right) * normals).sum(axis=1) > 0
+        for here in np.flatnonzero(shown):
+            self._face(quads[here], self._lit(normals[here], colour))
         flank = right if self.side > 0 else left
         if abs(self.eye[0]) > self.half * 0.8:
             normal = np.array([self.side, 0, 0])
             self._face(flank, self._lit(normal, colour))
-        return seen
 
     def _body(self) -> None:
         back, front = -self.length / 2, self.length / 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.data.street.camera import Camera
+from training.data.street.chance import pick, shares
 from training.data.street.sprite import Canvas, Colour, Sprite, mix, shade
 
 SKINS: tuple[Colour, ...] = (
@@ -24,6 +25,10 @@ TROUSERS: tuple[Colour, ...] = (
     (110, 75, 45), (80, 55, 35), (45, 42, 42), (95, 100, 105), (75, 105, 135), (140, 165, 180),
     (60, 70, 60), (35, 35, 75),
 )  # fmt: skip
+PATTERNS = shares(0.42, 0.16, 0.14, 0.12, 0.16)
+WEARS = shares(0.58, 0.14, 0.14, 0.14)
+HAIR_STYLES = shares(0.45, 0.32, 0.15, 0.08)
+BAGS = shares(0.66, 0.18, 0.16)
 OVAL = np.array([[np.cos(a), 1.16 * np.sin(a)] for a in np.linspace(0, 6.283, 20)[:-1]])
 HAIR = OVAL[OVAL[:, 1] < 0.25] * (1.08, 1.05)
 HAIR = HAIR[np.argsort(np.arctan2(HAIR[:, 1], HAIR[:, 0]))]
@@ -69,7 +74,7 @@ def draw_person(rng: np.random.Generator, gait: str) -> Person:
     """Draw the looks of a person."""
     is_child = gait != "ride" and rng.random() < 0.14
 
-    def pick(bank: tuple[Colour, ...]) -> Colour:
+    def tint(bank: tuple[Colour, ...]) -> Colour:
         return shade(bank[int(rng.integers(len(bank)))], float(rng.uniform(0.8, 1.15)))
 
     return Person(
@@ -77,16 +82,16 @@ def draw_person(rng: np.random.Generator, gait: str) -> Person:
         girth=float(rng.uniform(0.85, 1.25)),
         gait=gait,
         phase=float(rng.uniform(0, 2 * np.pi)),
-        skin=pick(SKINS),
-        hair=pick(HAIRS),
-        top=pick(CLOTHES),
-        trim=pick(CLOTHES),
-        bottom=pick(TROUSERS),
+        skin=tint(SKINS),
+        hair=tint(HAIRS),
+        top=tint(CLOTHES),
+        trim=tint(CLOTHES),
+        bottom=tint(TROUSERS),
         shoe=[(30, 30, 34), (60, 60, 90), (225, 225, 225)][int(rng.integers(3))],
-        pattern=int(rng.choice(5, p=[0.42, 0.16, 0.14, 0.12, 0.16])),
-        wear=int(rng.choice(4, p=[0.58, 0.14, 0.14, 0.14])),
-        hair_style=int(rng.choice(4, p=[0.45, 0.32, 0.15, 0.08])),
-        bag=int(rng.choice(3, p=[0.66, 0.18, 0.16])),
+        pattern=pick(rng, PATTERNS),
+        wear=pick(rng, WEARS),
+        hair_style=pick(rng, HAIR_STYLES),
+        bag=pick(rng, BAGS),
     )
 
 
@@ -196,9 +201,17 @@ class PersonPainter:
         self.person, self.figure, self.camera, self.size_hw = person, figure, camera, size_hw
         self.light_side = light_side
         self.outline: np.ndarray | None = None
-        self.uv, self.depth = camera.project(figure.joints)
-        self.head_uv, head_depth = camera.project(figure.head)
-        self.px = camera.focal / float(head_depth)  # pixels of a metre
+        tip = person.height * (figure.forward * 0.085 - (0, 0.025, 0))
+        ahead = figure.forward * 0.1
+        more = np.array([figure.head, figure.head + ahead, figure.head - 1.7 * ahead,
+                         figure.joints[15] + tip, figure.joints[16] + tip])  # fmt: skip
+        uv, depth = camera.project(np.concatenate([figure.joints, figure.landmarks, more]))
+        self.uv, self.depth = uv[:17], depth[:17]
+        self.face_uv, self.face_depth = uv[17:22], depth[17:22]
+        self.head_uv, self.towards_uv, self.back_uv = uv[22], uv[23], uv[24]
+        self.toes_uv = {15: uv[25], 16: uv[26]}
+        self.head_depth = float(depth[22])
+        self.px = camera.focal / self.head_depth  # pixels of a metre
         self.head_px = figure.head_r * self.px
         eye = np.asarray(camera.position) - figure.head
         eye = eye / np.linalg.norm(eye)
@@ -248,8 +261,7 @@ class PersonPainter:
         self._limb(knee, ankle, 0.034 * girth, 0.026 * girth,
                    bare if person.wear in (1, 2) else cloth)  # fmt: skip
         self._limb(hip, knee, 0.05 * girth, 0.037 * girth, cloth)
-        toe = self.camera.project(self.figure.joints[ankle] + self.figure.forward * 0.085
-                                  * person.height - (0, 0.025 * person.height, 0))[0]  # fmt: skip
+        toe = self.toes_uv[ankle]
         heel = self.uv[ankle] + (0, 0.018 * person.height * self.px)
         size = 0.024 * person.height * self.px
         self.canvas.capsule(heel, toe, size * 1.1, size, shade(person.shoe, gain))
@@ -341,14 +353,13 @@ class PersonPainter:
         ring = self._outline()
         top = ring[:2] * 0.92 + ring[3:5][::-1] * 0.08
         low = ring[:2] * 0.35 + ring[3:5][::-1] * 0.65
-        back = self.camera.project(self.figure.head - self.figure.forward * 0.17)[0] - self.head_uv
-        shift = np.array([back[0], 0])
+        shift = np.array([self.back_uv[0] - self.head_uv[0], 0])
         self.canvas.poly(np.concatenate([top, low[::-1]]) + shift, shade(self.person.trim, 0.7))
 
     def _head(self) -> None:
         person, canvas, r = self.person, self.canvas, self.head_px
         centre = self.head_uv
-        towards = self.camera.project(self.figure.head + self.figure.forward * 0.1)[0] - centre
+        towards = self.towards_uv - centre
         turn = np.array([float(np.clip(towards[0] / (0.1 * self.px), -1, 1)), 0.0])
         hair = (90, 120, 190) if person.hair_style == 3 else person.hair
         if person.hair_style == 1:
@@ -374,8 +385,8 @@ class PersonPainter:
     def _face(self, turn: np.ndarray) -> None:
         """Eyes, brows, nose and mouth at the projected landmarks."""
         canvas, r = self.canvas, self.head_px
-        uv, depth = self.camera.project(self.figure.landmarks)
-        near = depth <= float(self.camera.project(self.figure.head)[1]) - 0.15 * self.figure.head_r
+        uv = self.face_uv
+        near = self.face_depth <= self.head_depth - 0.15 * self.figure.head_r
         for eye in (0, 1):
             if near[eye]:
                 canvas.disc(uv[eye], 0.19 * r, (235, 235, 238))

@@ -10,6 +10,7 @@ import numpy as np
 from training.data.street.bicycle import Bicycle, draw_bicycle
 from training.data.street.camera import Camera
 from training.data.street.car import Car, draw_car
+from training.data.street.chance import pick, shares, side
 from training.data.street.layout import (
     STREET_FROM_M,
     STREET_TO_M,
@@ -32,7 +33,11 @@ SIZES: dict[int, tuple[float, float]] = {
     PERSON: (28.0, 240.0), CAR: (42.0, 320.0), BICYCLE: (30.0, 200.0), CONE: (15.0, 84.0),
     BALL: (14.0, 66.0),
 }  # fmt: skip
-CLASS_SHARES = (0.32, 0.26, 0.17, 0.10, 0.15)
+CLASS_SHARES = shares(0.32, 0.26, 0.17, 0.10, 0.15)
+GAITS = ("walk", "stand", "wave", "run")
+GAIT_SHARES = shares(0.6, 0.24, 0.08, 0.08)
+CONE_ROWS = shares(0.55, 0.2, 0.15, 0.1)
+EYE_LEVELS = shares(0.42, 0.36, 0.22)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +118,10 @@ class _Planner:
         hosts = [a for a in self.actors if a.kind >= 0]
         if hosts and rng.random() < 0.72:  # behind another thing, half hidden by it
             host = hosts[int(rng.integers(len(hosts)))]
-            uv, host_depth = camera.project(np.array([host.x, 0.0, host.z]))
-            depth = float(host_depth) * float(rng.uniform(1.06, 1.45)) + 0.4
-            half = 0.5 * max(host.width, size_m * 0.3) * camera.focal / max(1.0, float(host_depth))
-            u = float(uv[0] + rng.uniform(-0.62, 0.62) * half)
+            host_u, _, host_depth = camera.project_point(host.x, 0.0, host.z)
+            depth = host_depth * float(rng.uniform(1.06, 1.45)) + 0.4
+            half = 0.5 * max(host.width, size_m * 0.3) * camera.focal / max(1.0, host_depth)
+            u = float(host_u + rng.uniform(-0.62, 0.62) * half)
             if camera.focal * size_m / depth < low:
                 return None
         if not 2.6 < depth < 62:
@@ -124,8 +129,8 @@ class _Planner:
         return camera.ground_at(u, depth)
 
     def seen(self, x: float, z: float, near: float) -> bool:
-        uv, depth = self.camera.project(np.array([x, 0.0, z]))
-        return bool(depth > near and -20 < uv[0] < REFERENCE_W + 20)
+        u, _, depth = self.camera.project_point(x, 0.0, z)
+        return depth > near and -20 < u < REFERENCE_W + 20
 
     def add(self, kind: int, look: Look, x: float, z: float, heading: float, speed: float,
             height: float, width: float, **more: float) -> None:  # fmt: skip
@@ -137,7 +142,7 @@ class _Planner:
 
     def along(self, wander: float) -> float:
         """A heading along the street, either way, give or take."""
-        return float(self.rng.choice([0, np.pi]) + self.rng.normal(0, wander))
+        return float((0.0, np.pi)[int(self.rng.integers(2))] + self.rng.normal(0, wander))
 
     def person(self) -> None:
         rng, layout = self.rng, self.layout
@@ -148,7 +153,7 @@ class _Planner:
             return
         if not self.free(*place, 0.45):
             return
-        gait = ("walk", "stand", "wave", "run")[int(rng.choice(4, p=[0.6, 0.24, 0.08, 0.08]))]
+        gait = GAITS[pick(rng, GAIT_SHARES)]
         person = draw_person(rng, gait)
         speed = {"walk": 1.3, "run": 3.2}.get(gait, 0.0) * person.height / 1.7
         heading = self.along(0.35) if gait in ("walk", "run") else float(rng.uniform(0, 6.28))
@@ -168,7 +173,7 @@ class _Planner:
         car = draw_car(rng, lamps_on=self.is_dusk or bool(rng.random() < 0.2))
         heading = 0.0 if x > 0 else np.pi
         heading += float(rng.normal(0, 0.03)) if rng.random() < 0.88 else float(rng.uniform(-1, 1))
-        speed = 0.0 if is_parked else float(rng.choice([0.0, 4.0, 8.0, 11.0]))
+        speed = 0.0 if is_parked else (0.0, 4.0, 8.0, 11.0)[int(rng.integers(4))]
         if speed:
             heading = 0.0 if x > 0 else np.pi
         self.add(CAR, car, x, z, heading, speed, car.dimensions[2], car.dimensions[0] * 0.6)
@@ -183,8 +188,8 @@ class _Planner:
             return
         bicycle = draw_bicycle(rng)
         has_rider = rng.random() < 0.35
-        side = self.camera.yaw + float(rng.choice([-1, 1])) * np.pi / 2
-        heading = side + float(rng.normal(0, 0.45)) if rng.random() < 0.82 else self.along(0.2)
+        abeam = self.camera.yaw + side(rng) * np.pi / 2
+        heading = abeam + float(rng.normal(0, 0.45)) if rng.random() < 0.82 else self.along(0.2)
         speed = float(rng.uniform(2, 4.5)) if has_rider and abs(np.sin(heading)) < 0.6 else 0.0
         self.add(BICYCLE, bicycle, x, z, heading, speed, 1.1, 1.5)
         if has_rider:
@@ -197,7 +202,7 @@ class _Planner:
         if place is None or not layout.left + 0.4 < place[0] < layout.right - 0.4:
             return
         first = draw_cone(rng)
-        count = int(rng.choice([1, 2, 3, 4], p=[0.55, 0.2, 0.15, 0.1]))
+        count = 1 + pick(rng, CONE_ROWS)
         step = rng.normal(0, 1, 2)
         step *= rng.uniform(0.7, 1.8) / (np.linalg.norm(step) + 1e-6)
         for number in range(count):
@@ -224,19 +229,19 @@ class _Planner:
         hosts = [a for a in self.actors if 0 <= a.kind]
         if hosts and rng.random() < 0.76:
             host = hosts[int(rng.integers(len(hosts)))]
-            uv, depth = camera.project(np.array([host.x, 0.0, host.z]))
-            near = float(depth) * float(rng.uniform(0.72, 0.94)) - 0.3
-            half = 0.5 * host.width * camera.focal / max(1.0, float(depth))
-            x, z = camera.ground_at(float(uv[0] + rng.uniform(-1, 1) * half), max(2.5, near))
+            host_u, _, depth = camera.project_point(host.x, 0.0, host.z)
+            near = depth * float(rng.uniform(0.72, 0.94)) - 0.3
+            half = 0.5 * host.width * camera.focal / max(1.0, depth)
+            x, z = camera.ground_at(float(host_u + rng.uniform(-1, 1) * half), max(2.5, near))
             name = ("bin", "bollard", "sign", "planter", "lamp", "bush", "cabinet", "hydrant",
                     "tree", "signal")[int(rng.integers(10))]  # fmt: skip
         else:
             name = names[int(rng.integers(len(names)))]
             depth = 3.5 * 16 ** float(rng.random())
             x, z = camera.ground_at(float(rng.uniform(0, 1)) * REFERENCE_W, depth)
-            side = 1.0 if x > 0 else -1.0
-            wall = layout.right if side > 0 else -layout.left
-            x = side * (layout.road_half + 0.5 if rng.random() < 0.6 else wall - 0.7)
+            outward = 1.0 if x > 0 else -1.0
+            wall = layout.right if x > 0 else -layout.left
+            x = outward * (layout.road_half + 0.5 if rng.random() < 0.6 else wall - 0.7)
         on_road = abs(x) < layout.road_half + 0.25
         if on_road or not layout.left + 0.4 < x < layout.right - 0.4:
             return
@@ -255,13 +260,13 @@ def build_scene(seed: int) -> Scene:
     """Draw the whole scene of a seed."""
     rng = np.random.default_rng([20_260, seed])
     layout, weather = plan_street(rng), draw_weather(rng)
-    tall = float(rng.choice([0, 1, 2], p=[0.42, 0.36, 0.22]))
+    tall = float(pick(rng, EYE_LEVELS))
     eye = float(rng.uniform(1.5, 2.3) if tall == 0 else rng.uniform(2.3, 3.6) if tall == 1
                 else rng.uniform(3.6, 6.0))  # fmt: skip
     yaw = float(rng.normal(0, 0.2))
     x = float(rng.uniform(layout.left + 1.5, layout.right - 1.5))
     if rng.random() < 0.14:  # across the street
-        yaw = float(rng.choice([-1, 1]) * rng.uniform(0.6, 1.35))
+        yaw = side(rng) * float(rng.uniform(0.6, 1.35))
         x = layout.left + 1.2 if yaw > 0 else layout.right - 1.2
     scene = Scene(
         seed=seed,
@@ -285,7 +290,7 @@ def build_scene(seed: int) -> Scene:
     for _ in range(90):
         if planner.tracks >= wanted:
             break
-        adders[int(rng.choice(5, p=CLASS_SHARES))]()
+        adders[pick(rng, CLASS_SHARES)]()
     for _ in range(int(rng.integers(14, 24))):
         planner.prop()
     return Scene(

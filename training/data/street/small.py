@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 
 from training.data.street.camera import Camera
+from training.data.street.chance import pick, shares
 from training.data.street.sprite import Canvas, Colour, Sprite, place_picture, shade
 
 BALL_KINDS = ("football", "basketball", "beach", "plain", "striped")
+BALL_SHARES = shares(0.3, 0.2, 0.2, 0.12, 0.18)
 BALL_COLOURS: tuple[Colour, ...] = (
     (40, 40, 210), (200, 90, 30), (60, 170, 70), (40, 210, 240), (180, 70, 170), (40, 140, 245),
     (215, 200, 60),
@@ -53,7 +55,7 @@ def draw_cone(rng: np.random.Generator) -> Cone:
 
 def draw_ball(rng: np.random.Generator) -> Ball:
     """Draw the looks of a ball."""
-    kind = BALL_KINDS[int(rng.choice(5, p=[0.3, 0.2, 0.2, 0.12, 0.18]))]
+    kind = BALL_KINDS[pick(rng, BALL_SHARES)]
     matrix, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     colours = rng.permutation(len(BALL_COLOURS))[:2]
     return Ball(
@@ -109,9 +111,9 @@ def paint_cone(
     across, bulge, up, gains, is_stripe = _cone_bands(cone.stripes)
     sign = -1.0 if light_side < 0 else 1.0
     rings = np.stack([across * (half * sign), bulge * (half * tilt) - up * height], axis=-1) + foot
-    for ring, gain, stripe in zip(rings, gains, is_stripe, strict=True):
+    for ring, gain, stripe in zip(canvas.fixed(rings), gains, is_stripe, strict=True):
         colour = (238, 240, 240) if stripe else cone.colour
-        canvas.poly(ring, shade(colour, gain * cone.dirt))
+        canvas.fill(ring, shade(colour, gain * cone.dirt))
     return canvas.finish()
 
 

@@ -80,6 +80,10 @@ class Canvas:
         """Fill a polygon (N, 2), frame pixels."""
         cv2.fillPoly(self.bgra, [self.fixed(uv)], (*colour, 255), self.line_type, SHIFT)
 
+    def fill(self, fixed: np.ndarray, colour: Colour) -> None:
+        """Fill a polygon that `fixed` has converted."""
+        cv2.fillPoly(self.bgra, [fixed], (*colour, 255), self.line_type, SHIFT)
+
     def line(self, uv: np.ndarray, width: float, colour: Colour, *, closed: bool = False) -> None:
         """Stroke a polyline (N, 2); width in frame pixels, at least one pixel of the canvas."""
         thickness = max(1, round(width * self.scale))

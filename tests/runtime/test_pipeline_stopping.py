@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from runtime.pipeline.stopping import StopSignal
+
+TWICE = """
+import os, signal, time
+from runtime.pipeline.stopping import StopSignal
+with StopSignal() as stop:
+    os.kill(os.getpid(), signal.{name})
+    print(stop.is_set, flush=True)
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(30)
+print("never")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_is_heard_and_the_handler_put_back(number):
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop.is_set
+        os.kill(os.getpid(), number)
+        assert stop.is_set
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_second_signal_ends_the_process_at_once(name):
+    program = [sys.executable, "-c", TWICE.format(name=name)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=20, check=False)
+    assert done.stdout == "True\n"
+    assert done.returncode == -getattr(signal, name)
+
+
+def test_off_the_main_thread_no_handler_is_touched():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def enter():
+        with StopSignal() as stop:
+            seen.append((signal.getsignal(signal.SIGINT), stop.is_set))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join(5)
+    assert seen == [(before, False)]
