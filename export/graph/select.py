@@ -30,7 +30,7 @@ Rules the text below keeps, because engines differ:
   they come, indices only where the keys are distinct. `_best_in_index_order` repairs the choice at
   the T-th place, step 5 the order.
 * `Less(a, b)` and not `Greater(b, a)`: OpenVINO's Greater is true for NaN, its Less is not.
-* No CumSum: TensorRT's parser before 10.9 turns it into a loop with one step per element.
+* No CumSum: older TensorRT parsers (before addCumulative) turn it into a loop, a step per element.
 * Keys of sorts are float32 integers and must stay below 2**24: T <= 2048, A < 2**23, T * K < 2**23.
 """
 

@@ -49,7 +49,7 @@ def paint_sky(frame: np.ndarray, camera: Camera, weather: Weather) -> None:
     scale = width / 768
     tall = max(2, min(rows, int(96 * scale * weather.skyline_gain)))
     start = int((weather.sky_turn * 3 + camera.yaw * camera.focal / scale) % 768)
-    part = cv2.resize(strip[:, start : start + 768], (width, tall), interpolation=cv2.INTER_AREA)
+    part = cv2.resize(strip[:, start : start + 768], (width, tall))
     target = frame[rows - tall : rows]
     rest = cv2.cvtColor(255 - part[..., 3], cv2.COLOR_GRAY2BGR)
     cv2.multiply(target, rest, dst=rest, scale=1 / 255)
