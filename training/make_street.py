@@ -1,7 +1,7 @@
 """Write the procedural street to files.
 
-    python training/make_street.py --split val --num-images 500 --out street_val
-    python training/make_street.py --clip-seed 7 --frames 150 --out clip.mp4
+python training/make_street.py --split val --num-images 500 --out street_val
+python training/make_street.py --clip-seed 7 --frames 150 --out clip.mp4
 """
 
 from __future__ import annotations

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import pytest
+from engine_builder import CHILD_TIMEOUT_S, start_builder
 from fake_bench import COLOURS, colour_bundle, with_batches
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
@@ -29,12 +25,9 @@ from runtime.engines.build import BuildOptions
 from runtime.engines.cache import find_or_build, record_verdict
 from runtime.engines.fingerprint import Device, engine_file, identify
 from runtime.engines.flavour import make_flavour
-from runtime.engines.locking import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 ORIN = Device("Orin", "8.7")
-NUM_KILLS = 6
-CHILD_TIMEOUT_S = 60
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -174,21 +167,23 @@ def test_fingerprint_differs_by_the_batches(bundle, flavour):
     assert _identify(with_batches(bundle, (1,)), flavour) != _identify(bundle, flavour)
 
 
-def test_fingerprint_differs_by_the_weights_also_where_they_are_external(tmp_path, flavour):
-    names = set()
-    for scores in ((0.9, 0.8, 0.6), (0.9, 0.8, 0.5)):
-        folder = write_tiny_bundle(
-            tmp_path / str(scores[2]),
-            has_external_data=True,
-            base_scores={"model.fp32.onnx": scores},
-        )
-        shells = {hash_file(folder / "model.fp32.onnx")}
-        names.add(_identify(Bundle.open(folder), flavour))
-        single = Bundle.open(folder)
-        single.is_single_file = True  # no hashes to take over: they are computed
-        names.add(_identify(single, flavour))
-    assert len(shells) == 1
-    assert len(names) == 2
+@pytest.mark.parametrize("is_single_file", [False, True], ids=["in a bundle", "alone"])
+def test_fingerprint_differs_by_external_weights(tmp_path, flavour, is_single_file):
+    folder = write_tiny_bundle(tmp_path / "bundle", has_external_data=True, num_samples=0)
+    weights = folder / "weights.bin"
+    names = []
+    for tail in (b"", b"\0"):
+        before = hash_file(weights)
+        weights.write_bytes(weights.read_bytes() + tail)
+        manifest = folder / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(before, hash_file(weights)))
+        opened = Bundle.open(folder)
+        if is_single_file:  # it has no hashes to take over: they are computed
+            graph = dataclasses.replace(opened.manifest.graphs["model"], sha256={})
+            manifest_alone = dataclasses.replace(opened.manifest, graphs={"model": graph})
+            opened = Bundle(folder, manifest_alone, is_single_file=True)
+        names.append(_identify(opened, flavour))
+    assert names[0] != names[1]
 
 
 def test_timing_cache_does_not_change_the_fingerprint(bundle, flavour, tmp_path):
@@ -264,12 +259,16 @@ def test_without_any_folder_the_engine_lives_in_memory(bundle, flavour, user_cac
     assert "lives in memory" in caplog.text
 
 
-def test_disk_full_is_said_and_leaves_nothing_half_written(bundle, flavour, monkeypatch, caplog):
-    import errno
+@pytest.mark.parametrize("victim", [".engine", ".json"])
+def test_disk_full_is_said_and_leaves_nothing_half_written(
+    bundle, flavour, monkeypatch, caplog, victim
+):
+    write = Path.write_bytes
 
     def full(self, data):
-        with self.open("wb") as file:
-            file.write(data[:5])
+        if self.suffix != victim:
+            return write(self, data)
+        write(self, data[:5])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
@@ -279,29 +278,6 @@ def test_disk_full_is_said_and_leaves_nothing_half_written(bundle, flavour, monk
     assert built.plan()
     assert files_in(bundle.folder / "engines") == []
     assert "free some space" in caplog.text
-
-
-_CHILD = """
-import os, sys
-sys.path[:0] = [{root!r}, {here!r}]
-{before}
-from runtime.engines import build_all
-for built in build_all({folder!r}, flavour="tensorrt_rtx"):
-    print(built.is_new, built.path)
-"""
-
-
-def _child(folder: Path, before: str = "", **environment: str) -> subprocess.Popen:
-    code = _CHILD.format(
-        root=str(ROOT), here=str(Path(__file__).parent), folder=str(folder), before=before
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
 
 
 @needs_rtx
@@ -320,7 +296,7 @@ def test_read_only_folder_of_another_user_falls_back_to_the_users_cache(tmp_path
             f"build_all({str(warm)!r}, flavour='tensorrt_rtx')\n"
             "os.setuid(65534)"
         )
-        child = _child(folder, drop, XDG_CACHE_HOME=str(cache))
+        child = start_builder(folder, drop, XDG_CACHE_HOME=str(cache))
         out, err = child.communicate(timeout=CHILD_TIMEOUT_S)
         assert child.returncode == 0, err
         assert out.startswith(f"True {cache}/kestrel/engines/")
@@ -334,119 +310,12 @@ def test_file_size_limit_in_the_middle_of_writing_leaves_the_engine_in_memory(tm
     assert resource.RLIMIT_FSIZE is not None
     folder = write_tiny_bundle(tmp_path / "bundle", num_samples=0)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
-    child = _child(folder, limit)
+    child = start_builder(folder, limit)
     out, err = child.communicate(timeout=CHILD_TIMEOUT_S)
     assert child.returncode == 0, err
     assert out.strip() == "True None"
     assert "used from memory" in err
     assert files_in(folder / "engines") == []
-
-
-# Several at once, and death ---------------------------------------------------------------
-
-
-def test_threads_that_want_the_same_engine_build_it_once(bundle, flavour, trt):
-    results = []
-    threads = [
-        threading.Thread(target=lambda: results.append(build(bundle, flavour))) for _ in range(5)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(built.is_new for built in results) == [False] * 4 + [True]
-    assert trt.num_builds == 1
-
-
-@needs_rtx
-def test_processes_that_want_the_same_engine_build_it_once(tmp_path):
-    folder = write_tiny_bundle(tmp_path / "bundle", num_samples=0)
-    children = [_child(folder) for _ in range(3)]
-    said = [child.communicate(timeout=CHILD_TIMEOUT_S) for child in children]
-    assert [child.returncode for child in children] == [0, 0, 0], said
-    assert sorted(out.split()[0] for out, _ in said) == ["False", "False", "True"]
-    assert len({out.split()[1] for out, _ in said}) == 1
-    assert len(files_in(folder / "engines")) == 2
-
-
-@needs_rtx
-def test_killed_builders_never_break_the_cache(tmp_path):
-    folder = write_tiny_bundle(tmp_path / "bundle", num_samples=0)
-    chance = random.Random(4)
-    # The child says when it begins to build, so that the kills fall into building and writing.
-    slow = (
-        "import time, pathlib\n"
-        "write = pathlib.Path.write_bytes\n"
-        "def slowly(self, data):\n"
-        "    with self.open('wb') as file:\n"
-        "        for start in range(0, len(data), 200_000):\n"
-        "            file.write(data[start:start + 200_000]); file.flush(); time.sleep(0.02)\n"
-        "pathlib.Path.write_bytes = slowly\n"
-        "import tensorrt_rtx; print('ready', flush=True)"
-    )
-    half_written = 0
-    for _ in range(NUM_KILLS):
-        child = _child(folder, slow)
-        assert child.stdout.readline() == "ready\n"
-        engines = folder / "engines"
-        until = time.monotonic() + CHILD_TIMEOUT_S
-        while not list(engines.glob("*.part*")) and child.poll() is None:
-            assert time.monotonic() < until
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.15))
-        child.send_signal(signal.SIGKILL)
-        child.communicate(timeout=CHILD_TIMEOUT_S)
-        half_written += bool(list(engines.glob("*.part*")))
-        for path in [*engines.glob("*.engine"), *engines.glob("*.json")]:
-            if not path.name.startswith("."):
-                path.unlink()  # what was whole may stand; begin again for the next kill
-    assert half_written > 0  # the kills did fall into the writing
-    survivor = _child(folder)
-    out, err = survivor.communicate(timeout=CHILD_TIMEOUT_S)
-    assert out.startswith("True"), err
-    assert len(files_in(folder / "engines")) == 2  # left-overs are swept, locks too
-    assert not build_all(folder, flavour="tensorrt_rtx")[0].is_new
-
-
-def test_lock_is_let_go_when_its_holder_is_killed(tmp_path):
-    path = tmp_path / ".lock"
-    code = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\n"
-        "from runtime.engines.locking import locked\n"
-        f"with locked(Path({str(path)!r})):\n"
-        "    print('held', flush=True); time.sleep(60)\n"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
-    waits = []
-    timer = threading.Timer(0.2, holder.kill)
-    timer.start()
-    with locked(path, lambda: waits.append(holder.poll())):
-        assert holder.wait(CHILD_TIMEOUT_S) == -signal.SIGKILL
-    assert waits == [None]  # it was held by a living process, and was waited for once
-    assert not path.exists()
-
-
-def test_lock_excludes_and_survives_the_removal_of_its_file(tmp_path):
-    path = tmp_path / ".lock"
-    inside, most = [], []
-
-    def work():
-        for _ in range(20):
-            with locked(path):
-                inside.append(1)
-                most.append(len(inside))
-                time.sleep(0.001)
-                inside.pop()
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert max(most) == 1
-    assert len(most) == 80
 
 
 @needs_rtx

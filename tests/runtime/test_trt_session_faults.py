@@ -83,6 +83,9 @@ def test_failing_submit_after_setup_can_be_tried_again(bundle, call):
         each.cuda.fail(call, BROKEN)
         with pytest.raises(SessionError, match=f"{call} failed with cudaErrorIllegalAddress"):
             each.session.run(feeds)
+        assert not any(
+            handle.queue for handle in each.cuda.handles.values() if handle.kind == "stream"
+        )
         assert_same(each.session.run(feeds), expected(feeds))
 
 

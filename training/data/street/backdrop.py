@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,7 +32,7 @@ class Face:
 
 def haze_part(depth: float, weather: Weather) -> float:
     """How far (0..1) a thing at this depth in metres has faded into the haze."""
-    return float(1.0 - np.exp(-max(0.0, depth) / weather.sight_m))
+    return 1.0 - math.exp(-max(0.0, depth) / weather.sight_m)
 
 
 def paint_sky(frame: np.ndarray, camera: Camera, weather: Weather) -> None:
@@ -142,9 +143,7 @@ def _rows(values: np.ndarray, width: int) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(values[:, None], (len(values), width)))
 
 
-def light_ground(
-    frame: np.ndarray, shadow: np.ndarray, camera: Camera, weather: Weather
-) -> None:
+def light_ground(frame: np.ndarray, shadow: np.ndarray, camera: Camera, weather: Weather) -> None:
     """Darken the ground where the shadow mask (H, W) uint8 says, and fade it into the haze."""
     height = frame.shape[0]
     top = max(0, int(camera.horizon_v))
@@ -212,21 +211,24 @@ def paint_buildings(
     faces_eye = np.einsum("nc,nc->n", normals, eye - corners[:, 0]) > 0
     is_wide = (uv[..., 0].min(axis=1) < frame.shape[1]) & (uv[..., 0].max(axis=1) > 0)
     shown = faces_eye & (depth.max(axis=1) > 0.6) & (is_wide | (depth.min(axis=1) < 0.7))
+    far, near = depth.clip(1).mean(axis=1).tolist(), depth.min(axis=1).tolist()
     middle = corners.mean(axis=1) - eye
     order = np.argsort(np.hypot(middle[:, 0], middle[:, 2]))
     faces = []
     free = np.full(frame.shape[:2], 255, np.uint8)
     for wall in order[shown[order]]:
-        polygon = uv[wall] if depth[wall].min() > 0.7 else camera.clip_polygon(corners[wall])
+        polygon = uv[wall] if near[wall] > 0.7 else camera.clip_polygon(corners[wall])
         if len(polygon) == 0:
             continue
         face = Face(polygon=polygon, normal=normals[wall], origin=corners[wall, 0])
-        fade = haze_part(float(depth[wall].clip(1).mean()) * 0.7, weather)
+        fade = haze_part(far[wall] * 0.7, weather)
         shown_xyxy, mask = _claim(free, polygon)
         if mask is None:
             continue
         faces.append(face)
-        picture = _picture_wall(camera, weather, owners[wall], corners[wall], face, fade, shown_xyxy)
+        picture = _picture_wall(
+            camera, weather, owners[wall], corners[wall], face, fade, shown_xyxy
+        )
         x1, y1, x2, y2 = shown_xyxy
         cv2.copyTo(picture, mask, frame[y1:y2, x1:x2])
     return faces[::-1]

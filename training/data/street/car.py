@@ -284,8 +284,8 @@ class CarPainter:
             body = self._lit(np.array([0, 0, end]), self.car.paint)
             box(-half * 0.97, half * 0.97, 0.22, 0.42, mix(body, (30, 30, 32), 0.7))
             box(-half * 0.96, half * 0.96, 0.42, top, body)
-            lamp, dim = ((250, 252, 255), (205, 210, 215)) if end > 0 else ((60, 60, 255),
-                                                                            (35, 30, 165))  # fmt: skip
+            white, red = ((250, 252, 255), (205, 210, 215)), ((60, 60, 255), (35, 30, 165))
+            lamp, dim = white if end > 0 else red
             colour = lamp if self.car.lamps_on else dim
             for x in (-1, 1):
                 inner, outer = x * half * 0.56, x * half * 0.93

@@ -155,7 +155,7 @@ class _Painter:
             sprite = self._sprite(thing, figures[here], depth)
             if sprite is None:
                 continue
-            self._light(sprite, thing, foot_uv[here], depth)
+            self._light(sprite, thing, foot_uv[here].tolist(), depth)
             composite(image, sprite)
             value = len(things) + 1
             h, w = sprite.solid.shape
@@ -192,12 +192,12 @@ class _Painter:
         is_mirrored = thing.actor.variant >= variants and look != "sign"
         return place_picture(pictures, extent, size_hw, is_mirrored=is_mirrored)
 
-    def _light(self, sprite: Sprite, thing: Placed, foot: np.ndarray, depth: float) -> None:
+    def _light(self, sprite: Sprite, thing: Placed, foot: list[float], depth: float) -> None:
         """Shade by the houses, fade into the haze, smear by the motion within the exposure."""
         weather = self.scene.weather
         height, width = self.size_hw
-        column = int(np.clip(foot[0], 0, width - 1))
-        row = int(np.clip(foot[1], 0, height - 1))
+        column = min(max(int(foot[0]), 0), width - 1)
+        row = min(max(int(foot[1]), 0), height - 1)
         gain = 1.0
         if self.house_shadow[row, column] > 127:
             gain = 1.0 - 0.62 * weather.shadow_depth
@@ -206,8 +206,9 @@ class _Painter:
             tone(sprite, (gain, gain, gain), weather.haze, fade)
         if thing.actor.speed > 2.5:
             rotation = self.camera.rotation()[0]
-            across = (np.sin(thing.heading) * rotation[0] + np.cos(thing.heading) * rotation[2])
-            smeared = abs(across) * thing.actor.speed / FRAMES_PER_S * self.camera.focal / depth * 0.4
+            across = np.sin(thing.heading) * rotation[0] + np.cos(thing.heading) * rotation[2]
+            moved = abs(across) * thing.actor.speed / FRAMES_PER_S  # metres in a frame's time
+            smeared = 0.4 * moved * self.camera.focal / depth
             if smeared >= 2:
                 smear(sprite, min(15, int(smeared) | 1), self.size_hw)
 

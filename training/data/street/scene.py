@@ -94,7 +94,9 @@ class Scene:
 class _Planner:
     """Places actors where the camera sees them at time 0."""
 
-    def __init__(self, rng: np.random.Generator, layout: Layout, camera: Camera, is_dusk: bool):
+    def __init__(
+        self, rng: np.random.Generator, layout: Layout, camera: Camera, is_dusk: bool
+    ) -> None:
         self.rng, self.layout, self.camera, self.is_dusk = rng, layout, camera, is_dusk
         self.actors: list[Actor] = []
         self.tracks = 0
@@ -226,7 +228,7 @@ class _Planner:
         """A prop at the kerb or by the walls; or, often, just before an object."""
         rng, layout, camera = self.rng, self.layout, self.camera
         names = tuple(PROPS)
-        hosts = [a for a in self.actors if 0 <= a.kind]
+        hosts = [a for a in self.actors if a.kind >= 0]
         if hosts and rng.random() < 0.76:
             host = hosts[int(rng.integers(len(hosts)))]
             host_u, _, depth = camera.project_point(host.x, 0.0, host.z)

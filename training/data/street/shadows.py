@@ -27,9 +27,7 @@ def _fill(mask: np.ndarray, uv: np.ndarray, value: int) -> None:
     cv2.fillConvexPoly(mask, fixed, value, cv2.LINE_8, 4)
 
 
-def shade_by_houses(
-    mask: np.ndarray, camera: Camera, layout: Layout, weather: Weather
-) -> None:
+def shade_by_houses(mask: np.ndarray, camera: Camera, layout: Layout, weather: Weather) -> None:
     """Paint the shadows of the houses into the mask (H, W) uint8, in place."""
     if weather.house_shadow == 0.0:
         return

@@ -46,7 +46,11 @@ def draw_cone(rng: np.random.Generator) -> Cone:
     """Draw the looks of a cone."""
     return Cone(
         height=float(rng.uniform(0.5, 0.95)),
-        colour=(float(rng.uniform(15, 50)), float(rng.uniform(80, 120)), float(rng.uniform(225, 250))),
+        colour=(
+            float(rng.uniform(15, 50)),
+            float(rng.uniform(80, 120)),
+            float(rng.uniform(225, 250)),
+        ),  # fmt: skip
         stripes=int(rng.integers(1, 3)),
         base=(40, 42, 48) if rng.random() < 0.5 else (30, 80, 205),
         dirt=float(rng.uniform(0.82, 1.05)),

@@ -39,7 +39,7 @@ def shade(colour: Colour, gain: float) -> Colour:
 
 
 def mix(first: Colour, second: Colour, part: float) -> Colour:
-    """first at part 0, second at part 1."""
+    """First at part 0, second at part 1."""
     (b1, g1, r1), (b2, g2, r2) = first, second
     return b1 + (b2 - b1) * part, g1 + (g2 - g1) * part, r1 + (r2 - r1) * part
 
@@ -47,7 +47,9 @@ def mix(first: Colour, second: Colour, part: float) -> Colour:
 class Canvas:
     """A supersampled drawing surface over the part of the frame that an object can cover."""
 
-    def __init__(self, extent_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]):
+    def __init__(
+        self, extent_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]
+    ) -> None:
         height, width = size_hw
         x1, y1, x2, y2 = extent_xyxy
         self.x, self.y = max(0, int(np.floor(x1))), max(0, int(np.floor(y1)))
@@ -88,9 +90,7 @@ class Canvas:
         """Stroke a polyline (N, 2); width in frame pixels, at least one pixel of the canvas."""
         thickness = max(1, round(width * self.scale))
         fixed = self.fixed(uv)
-        cv2.polylines(
-            self.bgra, [fixed], closed, (*colour, 255), thickness, self.line_type, SHIFT
-        )
+        cv2.polylines(self.bgra, [fixed], closed, (*colour, 255), thickness, self.line_type, SHIFT)
 
     def disc(self, centre: Sequence[float] | np.ndarray, radius: float, colour: Colour) -> None:
         """Fill a circle; radius in frame pixels."""

@@ -49,8 +49,10 @@ def write_coco(
     """Write a split as COCO: `images/` and `annotations.json`, with masks and joints.
 
     Args:
-        split, length, size_hw: as of `Street`.
+        split: train, val or test.
+        length: number of images; the whole split when None.
         out_dir: must not exist yet, or be empty; appears only when all is written.
+        size_hw: height and width of the images in pixels.
         image_format: jpg or png.
         jpeg_quality: 1..100.
 
@@ -172,9 +174,7 @@ def write_clip(
     return path
 
 
-def _encode(
-    frames: Iterator[np.ndarray], path: Path, fps: float, size_hw: tuple[int, int]
-) -> None:
+def _encode(frames: Iterator[np.ndarray], path: Path, fps: float, size_hw: tuple[int, int]) -> None:
     try:
         import av
     except ModuleNotFoundError:

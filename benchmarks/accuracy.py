@@ -1,0 +1,80 @@
+"""Score COCO results against a data set: `benchmarks/accuracy.py results.json --data PATH`.
+
+The results are those of `runtime/run_images.py`, so the score is of the artifact as it is used:
+its own preprocessing, engine and suppression.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run by path: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from runtime.contract.errors import EXIT_DONE, KestrelError, run_script
+from runtime.contract.files import write_json
+
+
+def main() -> int:
+    """Print the scores; write them as JSON where asked."""
+    parser = argparse.ArgumentParser(description="Score COCO results against a data set.")
+    parser.add_argument("results", type=Path, help="what runtime/run_images.py wrote")
+    parser.add_argument("--data", required=True, help="a COCO, VOC or YOLO folder, or street")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--images", type=Path, help="default: RESULTS.images.json, where it is")
+    parser.add_argument("--out", type=Path, help="write the scores as JSON")
+    args = parser.parse_args()
+
+    from training.data import open_data
+    from training.metrics.detection import coco_ground_truth, score_boxes
+
+    results = _read(args.results)
+    truth = coco_ground_truth(open_data(args.data, args.split))
+    place = args.images or args.results.with_suffix(".images.json")
+    if args.images or place.is_file():
+        results = _renumbered(results, _read(place), truth)
+    scores = score_boxes(truth, results)
+    for name, value in scores.items():
+        print(f"{name:28} {value:.4f}")
+    print(f"{len(results)} results on {len(truth['images'])} images of {args.data} {args.split}")
+    if args.out:
+        known = {name: value for name, value in scores.items() if value == value}
+        write_json(args.out, {"data": args.data, "split": args.split, "scores": known})
+    return EXIT_DONE
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise KestrelError(f"{path} is not JSON ({error}). Run runtime/run_images.py.") from None
+    if not isinstance(document, list):
+        raise KestrelError(f"{path} holds no list; expected COCO results. Give the right file.")
+    return document
+
+
+def _renumbered(
+    results: list[dict[str, Any]], images: list[dict[str, Any]], truth: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Results under the data set's image ids, found by file name; other images' are left out."""
+    ids = {Path(image["file_name"]).name: image["id"] for image in truth["images"]}
+    renumber = {image["id"]: ids.get(Path(image["file_name"]).name) for image in images}
+    covered = {new for new in renumber.values() if new is not None}
+    if len(covered) < len(ids):
+        raise KestrelError(
+            f"the results cover {len(covered)} of the split's {len(ids)} images; expected all. "
+            "Run runtime/run_images.py on the folder that holds them."
+        )
+    return [
+        {**entry, "image_id": renumber[entry["image_id"]]}
+        for entry in results
+        if renumber[entry["image_id"]] is not None
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
