@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ from runtime.contract.outputs import INPUTS, OUTPUTS
 from runtime.contract.samples import SAMPLES_NAME, Samples, write_samples
 from training.loop.checkpoint import file_sha256, load_release, shipped_checkpoint
 from training.models import model_variant
-from training.models.base import Model
+from training.models.base import Model, Spec
 
 NUM_SAMPLES = 16
 BATCHES = (1, 4)
@@ -94,17 +95,31 @@ def write_bundle(options: ExportOptions, report: Callable[[str], None]) -> Manif
     _check_target(options.out)
     path = find_checkpoint(options)
     model, header = load_release(path, options.model)
+    if options.variant is not None and model.spec.variant != options.variant:
+        raise BundleError(
+            f"{path} is of variant {model.spec.variant!r}; expected {options.variant!r}. "
+            "Leave --variant out, or give another --checkpoint."
+        )
     if options.size_hw is not None:
         model.spec = dataclasses.replace(model.spec, size_hw=options.size_hw)
+    model.spec = with_fitting_candidates(model)
     report(f"checkpoint {path} ({', '.join(model.spec.classes)})")
     with _replacing_folder(options.out) as folder:
-        files, graphs = _write_graphs(model, options, header, path, folder)
+        files, manifest = _write_graphs(model, options, header, path, folder)
         report(f"graphs {', '.join(files)}")
-        manifest = graphs
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         write_samples(folder / SAMPLES_NAME, {"model": make_samples(model, options.data)})
         report(f"samples: {NUM_SAMPLES} frames with PyTorch's results")
     return manifest
+
+
+def with_fitting_candidates(model: Model) -> Spec:
+    """The model's spec, with no more candidates than its head has (anchor, class) pairs."""
+    height, width = model.spec.size_hw
+    with torch.no_grad():
+        found = model.candidates(model(torch.zeros(1, 3, height, width)))
+    num_pairs = found.logits.shape[1] * found.logits.shape[2]
+    return dataclasses.replace(model.spec, num_candidates=min(model.spec.num_candidates, num_pairs))
 
 
 def _write_graphs(
@@ -218,12 +233,20 @@ def torch_results(model: Model, feeds: dict[str, np.ndarray]) -> dict[str, np.nd
 
 
 def _check_target(out: Path) -> None:
-    if out.exists() and not (out / MANIFEST_NAME).is_file():
-        is_empty = out.is_dir() and not any(out.iterdir())
-        if not is_empty:
-            raise BundleError(
-                f"{out} exists and is no bundle; nothing was changed. Choose another --out."
-            )
+    is_empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not is_empty and not _is_bundle(out):
+        raise BundleError(
+            f"{out} exists and is no bundle; nothing was changed. Choose another --out."
+        )
+
+
+def _is_bundle(out: Path) -> bool:
+    """Whether the folder is one of ours, of any version; others have a manifest.json too."""
+    try:
+        document = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and {"schema", "task", "graphs"} <= document.keys()
 
 
 @contextlib.contextmanager
@@ -238,7 +261,12 @@ def _replacing_folder(out: Path) -> Iterator[Path]:
         old = folder.with_name(folder.name + ".old")
         if out.exists():
             out.rename(old)
-        folder.rename(out)
+        try:
+            folder.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -34,6 +34,9 @@ MAX_BOX_ERROR_PX = 0.05  # float32 against float32
 MAX_SCORE_ERROR = 1e-3
 MAX_UNMATCHED = 1e-3  # share of all results; each must lie at a threshold
 MAX_AP_DROP = 0.01
+NOTHING_FOUND = (
+    "neither side finds anything on these frames at the default thresholds, so nothing was compared"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,11 @@ def verify_bundle(
     bundle = Bundle.open(path, allow_unverified=True)
     manifest = bundle.manifest
     options = ExportOptions(
-        model=manifest.model, variant=manifest.variant, checkpoint=checkpoint, size_hw=None, out=path
+        model=manifest.model,
+        variant=manifest.variant,
+        checkpoint=checkpoint,
+        size_hw=None,
+        out=path,
     )
     reference = Reference.make(find_checkpoint(options), manifest, data, num_images)
     artifacts = [
@@ -95,15 +102,23 @@ def verify_artifact(
 ) -> dict[str, Any]:
     """One precision on one backend: parity and AP, with a verdict and its reasons."""
     from runtime.contract.errors import SessionError
-    from runtime.sessions import open_session
+    from runtime.sessions import BACKENDS as SESSIONS
+    from runtime.sessions import open_session, why_absent
 
     artifact: dict[str, Any] = {"precision": precision, "backend": backend}
+    entry = next(e for e in SESSIONS if e.name == backend and not e.needs_gpu)
+    absence = why_absent(entry)
+    if absence:
+        return artifact | {"verdict": "not run", "reasons": [absence]}
     options = {"device": "cpu"} if backend == "onnxruntime" else {}
     try:
         session = open_session(bundle, backend, precision, **options)
     except SessionError as error:
-        return artifact | {"verdict": "not run", "reasons": [str(error)]}
+        return artifact | {"verdict": "fail", "reasons": [str(error)]}
     comparison = reference.compare(session)
+    if not comparison.num_matched and not comparison.unmatched:
+        session.close()
+        return artifact | {"verdict": "not run", "reasons": [NOTHING_FOUND]}
     figures = comparison.summary()
     reasons = []
     if figures["max_box_error_px"] > limits.box_px:
@@ -124,9 +139,7 @@ def verify_artifact(
     session.close()
     verdict = "fail" if reasons else "pass"
     worst = sorted(comparison.unmatched, key=lambda u: -min(u.score_margin, u.iou_margin))[:10]
-    listed = [
-        {name: _plain(getattr(u, name)) for name in u.__dataclass_fields__} for u in worst
-    ]
+    listed = [{name: _plain(getattr(u, name)) for name in u.__dataclass_fields__} for u in worst]
     return artifact | figures | {"verdict": verdict, "reasons": reasons, "worst": listed}
 
 
@@ -142,8 +155,8 @@ def print_table(document: dict[str, Any]) -> None:
     print(f"{'artifact':22} {'matched':>8} {'unmatched':>9} {'box px':>9} {'score':>9} {'AP':>7}")
     for row in document["artifacts"]:
         name = f"{row['precision']} {row['backend']}"
-        if row["verdict"] == "not run":
-            print(f"{name:22} not run: {row['reasons'][0]}")
+        if "matched" not in row:
+            print(f"{name:22} {row['verdict']}: {row['reasons'][0]}")
             continue
         score = f"{row['AP']:.4f}" if row.get("AP") is not None else "-"
         print(

@@ -1,10 +1,11 @@
-"""Score a checkpoint: `python training/score.py --checkpoint weights/retinanet_small.safetensors`."""
+"""Score a checkpoint: `python training/score.py --checkpoint runs/.../best.safetensors`."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def main() -> int:
     print(f"{count} images of {args.data} {args.split}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"images": count, "data": args.data, "split": args.split, "scores": scores}
+        known = {k: v if math.isfinite(v) else None for k, v in scores.items()}  # JSON has no NaN
+        document = {"images": count, "data": args.data, "split": args.split, "scores": known}
         args.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return 0
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # run by path: import from the repository root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.errors import TrainingError, run_script
+
+if TYPE_CHECKING:
+    from training.data.sample import Source
 
 STREET_USES = 4  # of each rendered frame, augmented anew: rendering costs more than a training step
 MOST_EPOCHS = 120  # of the default length; --steps and --epochs go beyond
@@ -33,7 +38,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--init",
         default="auto",
-        help="auto (our shipped weights for other data than street), scratch, or a checkpoint",
+        help="auto (our shipped weights for other data than street, else the recipe's pretrained "
+        "backbone), scratch (no weights at all), or a checkpoint",
     )
     parser.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
     parser.add_argument("--workers", type=int, default=min(8, max(1, (os.cpu_count() or 2) - 1)))
@@ -44,7 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """"640x384" to (384, 640): height and width, each 32 to 4096."""
+    """ "640x384" to (384, 640): height and width, each 32 to 4096."""
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(p.isdigit() and 32 <= int(p) <= 4096 for p in parts):
         raise TrainingError(
@@ -59,15 +65,13 @@ def main() -> int:
     from training.models import model_variant
 
     variant = model_variant(args.model, args.variant)  # a wrong name fails before slow imports
-    for name in ("steps", "epochs", "batch", "lr", "save_every"):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise TrainingError(f"--{name.replace('_', '-')} {value} is not positive. Give a number above 0.")
+    check_numbers(args)
 
     from training.data import open_data
 
     train = open_data(args.data, "train")
     val = open_data(args.data, "val")
+    check_same_classes(train, val)
     size_hw = variant.spec.size_hw
     if args.size:
         size_hw = parse_size(args.size)
@@ -82,6 +86,29 @@ def main() -> int:
     )
     recipe = adjusted_recipe(variant.recipe, args, len(train))
     return fit(args, spec, recipe, train, val)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse what cannot be a count or a rate, before anything slow."""
+    for name in ("steps", "epochs", "batch", "lr", "save_every"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise TrainingError(
+                f"--{name.replace('_', '-')} {value} is not positive. Give a number above 0."
+            )
+    if args.workers < 0:
+        raise TrainingError(f"--workers {args.workers} is below 0. Give 0 or more processes.")
+
+
+def check_same_classes(train: Source, val: Source) -> None:
+    """Refuse splits whose class numbers mean different things."""
+    ours, theirs = (list(zip(s.category_ids, s.classes, strict=True)) for s in (train, val))
+    if ours != theirs:
+        odd = sorted({str(name) for _, name in set(ours) ^ set(theirs)}) or ["their order"]
+        raise TrainingError(
+            f"the train split has {len(ours)} classes and the val split {len(theirs)}; they "
+            f"differ in {', '.join(odd[:5])}. Give both the same list of categories."
+        )
 
 
 def fitted_size(budget_hw: tuple[int, int], images_hw: list[tuple[int, int]]) -> tuple[int, int]:
@@ -137,7 +164,8 @@ def fit(args, spec, recipe, train, val) -> int:  # noqa: ANN001
     if init == "auto":
         shipped = shipped_checkpoint(args.model, spec.variant)
         init = str(shipped) if args.data != "street" and shipped.is_file() else "scratch"
-    options = {"is_backbone_pretrained": recipe.is_backbone_pretrained and init == "scratch"}
+    is_fresh = args.init == "auto" and init == "scratch" and not args.resume
+    options = {"is_backbone_pretrained": recipe.is_backbone_pretrained and is_fresh}
     model = model_class(args.model)(spec, **options)
     if init != "scratch":
         left_out = load_matching(model, Path(init))

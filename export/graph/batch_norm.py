@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from export.graph.walking import reads
+
 
 def fold_batch_norms(proto: onnx.ModelProto) -> int:
     """Fold every BatchNormalization that follows a Conv alone; the model is changed in place.
@@ -67,7 +69,7 @@ def _fold(
 def _count_uses(graph: onnx.GraphProto) -> dict[str, int]:
     uses: dict[str, int] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in reads(node):
             uses[name] = uses.get(name, 0) + 1
     for value in graph.output:
         uses[value.name] = uses.get(value.name, 0) + 1

@@ -8,9 +8,13 @@ convolution pads with zeros after it, and a bias could not reproduce that at the
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from training.models.base import Model
 
@@ -65,23 +69,53 @@ def fold_input(model: Model) -> tuple[Model, nn.Module]:
 
 
 def first_convolution(model: Model) -> nn.Conv2d | None:
-    """The one convolution that reads the network's input; None where something else does too."""
+    """The one convolution that reads the network's input and nothing else; None without one.
+
+    Only `nn.Conv2d` itself counts: timm's subclasses may standardise their weights, which would
+    undo the folding.
+    """
     height, width = model.spec.size_hw
     probe = torch.zeros(1, 3, height, width)
-    readers: list[nn.Module] = []
-
-    def note(module: nn.Module, inputs: tuple[object, ...]) -> None:
-        is_leaf = next(module.children(), None) is None
-        if is_leaf and any(value is probe for value in inputs):
-            readers.append(module)
-
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules()]
-    with torch.no_grad():
+    watch = _Watch(probe)
+    with torch.no_grad(), watch:
         model(probe)
-    for hook in hooks:
-        hook.remove()
-    if len(readers) != 1 or not isinstance(readers[0], nn.Conv2d):
+    if len(watch.readers) != 1 or watch.readers[0][0] not in _CONVOLUTIONS:
         return None
-    first = readers[0]
+    weight = watch.readers[0][1]
+    first = next((m for m in model.modules() if getattr(m, "weight", None) is weight), None)
+    if type(first) is not nn.Conv2d or watch.weights.count(id(weight)) != 1:
+        return None
     is_plain = first.groups == 1 and first.padding_mode == "zeros" and first.in_channels == 3
     return first if is_plain else None
+
+
+_CONVOLUTIONS = (nn.functional.conv2d, torch.conv2d)
+_LOOKS = (
+    *(view.__get__ for view in (Tensor.shape, Tensor.device, Tensor.dtype, Tensor.ndim)),
+    Tensor.size,
+    Tensor.dim,
+)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes which calls read a tensor's values, and which weights convolutions use."""
+
+    def __init__(self, probe: Tensor) -> None:
+        super().__init__()
+        self.probe = probe
+        self.readers: list[tuple[Callable[..., Any], object]] = []
+        self.weights: list[int] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        values = tree_leaves((args, kwargs))
+        weight = args[1] if len(args) > 1 else None
+        if func not in _LOOKS and any(value is self.probe for value in values):
+            self.readers.append((func, weight))
+        self.weights.extend(id(value) for value in values if isinstance(value, nn.Parameter))
+        return func(*args, **(kwargs or {}))

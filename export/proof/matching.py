@@ -2,7 +2,7 @@
 
 A result over the threshold by a margin must be found by the other side at the threshold. What is
 left over is listed with how close it lay to a decision: a score at its threshold, an overlap at
-the suppression's, the last row that fits. Tensors are not compared: two right answers may differ
+the suppression's. Tensors are not compared: two right answers may differ
 in the order of equal scores.
 """
 
@@ -106,7 +106,7 @@ def _compare_frame(
     iou = np.where(same, iou, -1.0)
     # Equal boxes of one class may both be kept at other scores: prefer the pair nearest in score.
     gap = np.abs(ours["scores"][:, None].astype(np.float64) - theirs["scores"][None, :])
-    quality = np.where(iou >= MATCH_IOU, iou - gap, -2.0)
+    quality = np.where((iou >= MATCH_IOU) & np.isfinite(gap), iou - gap, -2.0)
     free_ours = np.ones(len(ours["scores"]), bool)
     free_theirs = np.ones(len(theirs["scores"]), bool)
     for flat in np.argsort(-quality, axis=None, kind="stable"):
@@ -136,7 +136,8 @@ def _explain(
     label, score = int(rows["classes"][index]), float(rows["scores"][index])
     box = rows["boxes_xyxy"][index : index + 1]
     overlaps = [
-        pairwise_iou(box, kept["boxes_xyxy"][kept["classes"] == label])[0] for kept in (rows, others)
+        pairwise_iou(box, kept["boxes_xyxy"][kept["classes"] == label])[0]
+        for kept in (rows, others)
     ]
     overlap = np.concatenate(overlaps)
     overlap = overlap[overlap < 1 - 1e-9]  # not the box itself

@@ -112,4 +112,5 @@ def _checkpoint_ap(
     if tuple(open_data(data, "val").classes) != tuple(manifest.classes):
         return None
     evaluate = training_task(manifest.task).evaluate
-    return float(evaluate(model, samples, manifest.category_ids)["AP"])
+    ap = float(evaluate(model, samples, manifest.category_ids)["AP"])
+    return ap if np.isfinite(ap) else None  # frames without objects have no AP

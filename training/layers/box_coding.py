@@ -24,7 +24,9 @@ def encode_boxes(boxes_xyxy: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat((shift / 2 / anchor_size, torch.log(size / anchor_size)), -1)
 
 
-def decode_boxes(deltas: Tensor, anchors: Tensor, *, max_log_scale: float = MAX_LOG_SCALE) -> Tensor:
+def decode_boxes(
+    deltas: Tensor, anchors: Tensor, *, max_log_scale: float = MAX_LOG_SCALE
+) -> Tensor:
     """Turn regression deltas into corner boxes (Faster R-CNN, arXiv:1506.01497, eq. 2).
 
     Args:

@@ -24,7 +24,7 @@ def conv_norm(
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
-    """A normalisation layer by name: "batch" or "group" (32 groups, fewer where they do not fit)."""
+    """A normalisation layer: "batch", or "group" (32 groups, fewer where they do not fit)."""
     if norm == "batch":
         return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)
     groups = 32

@@ -21,7 +21,8 @@ def match_by_iou(
 ) -> Tensor:
     """Match by thresholds on IoU (RetinaNet, arXiv:1708.02002, section 4).
 
-    Every object also gets the anchors that overlap it best, so that none goes untrained.
+    Every object also gets the anchors that overlap it best, so that none goes untrained; where
+    objects want the same anchor, the one that overlaps it most has it.
 
     Args:
         anchors: (A, 4) xyxy pixels.
@@ -36,13 +37,12 @@ def match_by_iou(
         return anchors.new_full((len(anchors),), NEGATIVE, dtype=torch.long)
     iou = pairwise_iou(anchors, boxes_xyxy)  # (A, N)
     best, match = iou.max(1)
-    match = match.clone()
     match[best < positive] = IGNORED
     match[best < negative] = NEGATIVE
     best_of_box = iou.max(0).values  # (N,)
-    anchor, box = torch.nonzero((iou == best_of_box) & (best_of_box > 0), as_tuple=True)
-    match[anchor] = box
-    return match
+    is_best = (iou == best_of_box) & (best_of_box > 0)
+    claim, claimant = torch.where(is_best, iou, -1.0).max(1)
+    return torch.where(claim >= 0, claimant, match)
 
 
 def match_by_atss(
@@ -53,6 +53,7 @@ def match_by_atss(
     Per level the `top` anchors nearest to an object's centre are its candidates; those whose IoU
     reaches the candidates' mean plus standard deviation, and whose centre lies in the object, are
     positive. An object that ends with none, being smaller than a cell, gets its best candidate.
+    An anchor that several objects want goes to the one it overlaps most.
 
     Args:
         anchors: (A, 4) xyxy pixels, level by level.
@@ -69,7 +70,10 @@ def match_by_atss(
     iou = pairwise_iou(anchors, boxes_xyxy)  # (A, N)
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     box_centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
-    distance = torch.cdist(centres, box_centres)  # (A, N)
+    # The default of cdist goes through a matrix product, which loses half of float32's digits.
+    distance = torch.cdist(
+        centres, box_centres, compute_mode="donot_use_mm_for_euclid_dist"
+    )  # (A, N)
 
     candidates = []
     start = 0

@@ -92,9 +92,7 @@ def read_header(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is no whole safetensors file ({error}). Copy or train it again."
-        ) from None
+        raise _unreadable(path, error) from None
     try:
         header: dict[str, Any] = json.loads(metadata[HEADER_KEY])
     except (KeyError, json.JSONDecodeError):
@@ -110,10 +108,19 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is no whole safetensors file ({error}). Copy or train it again."
+    )
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, as stored."""
-    with safe_open(path, framework="pt") as stream:
-        return {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+    """All tensors of a checkpoint, as stored; CheckpointError where the file is not whole."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
 
 
 def load_release(path: Path, name: str | None = None) -> tuple[Model, dict[str, Any]]:
@@ -159,7 +166,7 @@ def load_release(path: Path, name: str | None = None) -> tuple[Model, dict[str, 
 
 
 def load_matching(model: Model, path: Path) -> list[str]:
-    """Start from another checkpoint: copy the tensors that fit; give the names of those that do not."""
+    """Start from another checkpoint: copy what fits; give the names of what does not."""
     tensors = read_tensors(path)
     own = model.state_dict()
     fitting = {

@@ -8,7 +8,7 @@ import torch
 
 
 def choose_precision(asked: str) -> str:
-    """accelerate's name for a precision: "bf16", "fp16" or "no".
+    """The name that accelerate has for a precision: "bf16", "fp16" or "no".
 
     "auto" is bf16 on GPUs and CPUs that compute in it, fp16 on other GPUs, else float32.
     """

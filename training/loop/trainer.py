@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import time
 from dataclasses import dataclass
@@ -115,8 +116,7 @@ class Trainer:
         handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         writer = SummaryWriter(str(self.options.out / "tensorboard"), purge_step=self.step)
         try:
-            self._trim_history()
-            with (self.options.out / "history.jsonl").open("a", encoding="utf-8") as history:
+            with self._history_path().open("a", encoding="utf-8") as history:
                 self._loop(writer, history)
         finally:
             writer.close()
@@ -133,8 +133,12 @@ class Trainer:
     def _loop(self, writer: SummaryWriter, history: Any) -> None:
         recipe = self.recipe
         bar = tqdm(
-            total=recipe.steps, initial=self.step, unit="step", dynamic_ncols=True,
-            disable=not self.accelerator.is_main_process, mininterval=1.0,
+            total=recipe.steps,
+            initial=self.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.accelerator.is_main_process,
+            mininterval=1.0,
         )
         feed = iter(self._feed())
         self.model.train()
@@ -180,9 +184,7 @@ class Trainer:
             uses=self.options.uses,
         )
         batches = NumberedBatches(self.step, recipe.steps, recipe.batch, rank, world)
-        return make_feed(
-            samples, batches, task=self.plain_model.task, workers=self.options.workers
-        )
+        return make_feed(samples, batches, task=self.plain_model.task, workers=self.options.workers)
 
     def _train_step(self, images: Tensor, targets: Targets) -> tuple[dict[str, float], float]:
         recipe = self.recipe
@@ -223,7 +225,7 @@ class Trainer:
             writer.add_scalar(f"val/{key}", value, self.step)
         shown = ", ".join(f"{k} {scores[k]:.3f}" for k in list(scores)[:4])
         tqdm.write(f"step {self.step}: {shown} on {count} validation images")
-        if self.best is None or scores[MAIN_SCORE] >= self.best:
+        if self.best is None or not scores[MAIN_SCORE] < self.best:  # NaN counts as better
             self.best = scores[MAIN_SCORE]
             self._save_best(model, scores)
 
@@ -245,6 +247,7 @@ class Trainer:
             "updates": self.average.updates,
             "steps": self.recipe.steps,
             "seed": self.options.seed,
+            "batch": self.recipe.batch,
         }
         spec = json.loads(self.plain_model.spec.to_json())
         header = {"format": FORMAT, "model": self.options.name, "spec": spec, "state": state}
@@ -258,16 +261,19 @@ class Trainer:
         """
         header = read_header(self.last_path)
         spec = json.loads(self.plain_model.spec.to_json())
-        if header.get("model") != self.options.name or header.get("spec") != spec:
+        found = header.get("model"), header.get("spec")
+        if found != (self.options.name, spec) or "state" not in header:
             raise CheckpointError(
                 f"{self.last_path} is the state of another model or spec; expected "
                 f"{self.options.name!r} with this run's options. Repeat the options it began with."
             )
         state = header["state"]
-        if state["steps"] != self.recipe.steps or state["seed"] != self.options.seed:
+        began = state["steps"], state["seed"], state.get("batch", self.recipe.batch)
+        if began != (self.recipe.steps, self.options.seed, self.recipe.batch):
             raise CheckpointError(
-                f"{self.last_path} is a run of {state['steps']} steps with seed {state['seed']}; "
-                f"expected {self.recipe.steps} and {self.options.seed}. Repeat its options."
+                f"{self.last_path} is a run of {began[0]} steps with seed {began[1]} and batch "
+                f"{began[2]}; expected {self.recipe.steps}, {self.options.seed} and "
+                f"{self.recipe.batch}. Repeat its options."
             )
         tensors = read_tensors(self.last_path)
         self.plain_model.load_state_dict(_under(tensors, "model."))
@@ -276,11 +282,15 @@ class Trainer:
         self.average.updates = state["updates"]
         self.step, self.best = state["step"], state["best"]
 
-    def _trim_history(self) -> None:
+    def _history_path(self) -> Path:
+        """Where losses are written: one line a step, cut back to where the run stands."""
+        if not self.accelerator.is_main_process:
+            return Path(os.devnull)
         path = self.options.out / "history.jsonl"
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()[: self.step]
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return path
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

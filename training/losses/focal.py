@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def focal_loss(
+    logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
     """Focal loss (RetinaNet, arXiv:1708.02002, eq. 5), summed.
 
     Args:

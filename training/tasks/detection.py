@@ -69,7 +69,8 @@ def detect(
     """
     spec = model.spec
     iou_threshold = spec.iou_threshold if iou_threshold is None else iou_threshold
-    prepared = model.prepare(images).contiguous(memory_format=torch.channels_last)
+    prepared = model.prepare(images.to(model.mean.device))
+    prepared = prepared.contiguous(memory_format=torch.channels_last)
     found = model.candidates(model(prepared))
     scores = torch.sigmoid(found.logits)
     scores = torch.where(scores > score_threshold, scores, 0.0)  # NaN becomes 0 too
@@ -83,9 +84,8 @@ def detect(
         box, score = boxes[row][is_kept], top[row][is_kept]
         label = (pairs[row] % num_classes)[is_kept]
         keep = batched_nms(box, score, label, iou_threshold)[: spec.max_detections]
-        results.append(
-            Boxes(box[keep].numpy(), score[keep].float().numpy(), label[keep].numpy())
-        )
+        kept = (box[keep].cpu(), score[keep].float().cpu(), label[keep].cpu())
+        results.append(Boxes(*(tensor.numpy() for tensor in kept)))
     return results
 
 

@@ -128,7 +128,12 @@ class RetinaNet(Model):
                 pretrained=is_backbone_pretrained,
                 **dict(spec.backbone_args),
             )
-        except RuntimeError as error:
+        except OSError as error:
+            raise TrainingError(
+                f"the pretrained weights of {spec.backbone!r} cannot be fetched ({error}). "
+                "Connect to the network, or train with --init scratch."
+            ) from None
+        except (RuntimeError, TypeError) as error:
             raise TrainingError(
                 f"timm cannot make the backbone {spec.backbone!r} ({error}); expected a name that "
                 "timm.list_models() shows and that gives feature maps."
@@ -150,7 +155,9 @@ class RetinaNet(Model):
     def forward(self, images: Tensor) -> RetinaNetRaw:
         """Run the network on (B, 3, H, W) float32, normalised."""
         pyramid = self.pyramid(self.backbone(images))
-        logits = [self._rows(self.scores(p, i), len(self.spec.classes)) for i, p in enumerate(pyramid)]
+        logits = [
+            self._rows(self.scores(p, i), len(self.spec.classes)) for i, p in enumerate(pyramid)
+        ]
         deltas = [self._rows(self.boxes(p, i), 4) for i, p in enumerate(pyramid)]
         sizes = [(p.shape[-2], p.shape[-1]) for p in pyramid]
         return RetinaNetRaw(
