@@ -48,7 +48,7 @@ def export(args: argparse.Namespace) -> tuple[Path, int]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """ "640x384" to (384, 640): height and width, multiples of 32 from 64 to 4096."""
+    """Read "640x384" as (384, 640): height and width, multiples of 32 from 64 to 4096."""
     parts = text.lower().split("x")
     if len(parts) == 2 and all(p.isdigit() for p in parts):
         width, height = int(parts[0]), int(parts[1])

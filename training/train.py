@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """ "640x384" to (384, 640): height and width, each 32 to 4096."""
+    """Read "640x384" as (384, 640): height and width, each 32 to 4096."""
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(p.isdigit() and 32 <= int(p) <= 4096 for p in parts):
         raise TrainingError(
