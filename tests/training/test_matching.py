@@ -132,7 +132,8 @@ def test_atss_finds_the_nearest_anchors_of_a_large_image_to_the_pixel():
     # Centres a fiftieth of a pixel beside the corners of cells, where four are almost as near.
     corners = torch.cartesian_prod(torch.arange(1800.0, 2000, 40), torch.arange(800.0, 1000, 40))
     middle = corners + torch.tensor([0.02, 0.05])
-    boxes = torch.cat((middle - 17, middle + 17), 1)
+    half = torch.linspace(6, 40, len(middle))[:, None]
+    boxes = torch.cat((middle - half, middle + half), 1)
     ours = match_by_atss(anchors, boxes, counts)
     assert np.array_equal(ours.numpy(), atss_in_numpy(anchors, boxes, counts))
 
