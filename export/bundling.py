@@ -14,20 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 
 from export.graph.batch_norm import fold_batch_norms
 from export.graph.end_to_end import end_to_end, trace
-from export.graph.lint import lint
-from export.graph.operators import attach_functions
-from export.graph.storage import move_weights, set_metadata
+from export.precision.writing import name_files, write_files
 from export.proof.frames import network_frames
-from runtime.contract.bundle import PRECISION_KEY, hash_file
 from runtime.contract.errors import BundleError
 from runtime.contract.manifest import (
     MANIFEST_NAME,
-    METADATA_KEY,
     SCHEMA,
     Defaults,
     Graph,
@@ -54,6 +49,7 @@ class ExportOptions:
         size_hw: None is the checkpoint's.
         out: the bundle's folder.
         data: frames for the samples: "street", or the path of a data set.
+        precisions: keys of export.precision.writing.CONVERSIONS.
     """
 
     model: str
@@ -62,6 +58,7 @@ class ExportOptions:
     size_hw: tuple[int, int] | None
     out: Path
     data: str = "street"
+    precisions: tuple[str, ...] = ("fp32", "fp16")
 
 
 def find_checkpoint(options: ExportOptions) -> Path:
@@ -104,12 +101,13 @@ def write_bundle(options: ExportOptions, report: Callable[[str], None]) -> Manif
         model.spec = dataclasses.replace(model.spec, size_hw=options.size_hw)
     model.spec = with_fitting_candidates(model)
     report(f"checkpoint {path} ({', '.join(model.spec.classes)})")
+    samples = make_samples(model, options.data)  # before tracing: bad data is told at once
     with _replacing_folder(options.out) as folder:
-        files, manifest = _write_graphs(model, options, header, path, folder)
-        report(f"graphs {', '.join(files)}")
+        manifest = _write_graphs(model, options, header, path, folder)
+        report(f"graphs {', '.join(manifest.graphs['model'].sha256)}")
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-        write_samples(folder / SAMPLES_NAME, {"model": make_samples(model, options.data)})
-        report(f"samples: {NUM_SAMPLES} frames with PyTorch's results")
+        write_samples(folder / SAMPLES_NAME, {"model": samples})
+        report(f"samples: {len(samples)} frames with PyTorch's results")
     return manifest
 
 
@@ -124,51 +122,17 @@ def with_fitting_candidates(model: Model) -> Spec:
 
 def _write_graphs(
     model: Model, options: ExportOptions, header: dict[str, Any], path: Path, folder: Path
-) -> tuple[list[str], Manifest]:
+) -> Manifest:
     base = trace(model)
     fold_batch_norms(base)
-    graph = Graph(
-        files={"fp32": "model.fp32.onnx"}, plugin_files={"fp32": "model.fp32.plugin.onnx"}
-    )
-    manifest = describe(model, options.model, header, path, graph)
-    names = [graph.files["fp32"], graph.plugin_files["fp32"]]
-    portable = attach_functions(base, early_exit=True, inline=True)
-    plugin = attach_functions(base, early_exit=False, inline=False)
-    for proto, target in ((portable, "portable"), (plugin, "plugin")):
-        faults = lint(proto, target=target)
-        if faults:
-            raise BundleError(
-                f"the {target} graph breaks rule {faults[0].rule} at {faults[0].node!r}: "
-                f"{faults[0].message} ({len(faults)} findings). Change the model."
-            )
-    external = "model.fp32.weights"
-    is_external = move_weights(portable, folder, external)
-    if is_external:
-        _share_weights(portable, plugin)
-        names.append(external)
-    text = manifest.to_json(is_complete=False)
-    for proto, name in ((portable, names[0]), (plugin, names[1])):
-        set_metadata(proto, {METADATA_KEY: text, PRECISION_KEY: "fp32"})
-        (folder / name).write_bytes(proto.SerializeToString(deterministic=True))
-    hashes = {name: hash_file(folder / name) for name in names}
-    complete = dataclasses.replace(graph, sha256=hashes)
-    return names, dataclasses.replace(manifest, graphs={"model": complete})
-
-
-def _share_weights(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
-    """Let the second graph refer to the same places of the external file as the first."""
-    moved = {
-        tensor.name: tensor
-        for tensor in source.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-    }
-    for tensor in target.graph.initializer:
-        if tensor.name in moved:
-            tensor.CopyFrom(moved[tensor.name])
+    graph = name_files("model", options.precisions)
+    manifest = describe(model, options, header, path, graph)
+    complete = write_files(base, "model", manifest, folder)
+    return dataclasses.replace(manifest, graphs={"model": complete})
 
 
 def describe(
-    model: Model, name: str, header: dict[str, Any], checkpoint: Path, graph: Graph
+    model: Model, options: ExportOptions, header: dict[str, Any], checkpoint: Path, graph: Graph
 ) -> Manifest:
     """The manifest of a model, but for the hashes of its files."""
     spec = model.spec
@@ -177,7 +141,7 @@ def describe(
     scores = {k: float(v) for k, v in header["scores"].items() if np.isfinite(v)}
     return Manifest(
         schema=SCHEMA,
-        model=name,
+        model=options.model,
         variant=spec.variant,
         task=model.task,
         classes=spec.classes,
@@ -186,7 +150,7 @@ def describe(
         outputs=OUTPUTS[model.task],
         geometry=InputGeometry(height=spec.size_hw[0], width=spec.size_hw[1]),
         graphs={"model": graph},
-        precisions=("fp32",),
+        precisions=options.precisions,
         batches=BATCHES,
         defaults=Defaults(spec.score_threshold, spec.iou_threshold),
         max_detections=spec.max_detections,

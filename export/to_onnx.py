@@ -11,6 +11,8 @@ if not __package__:  # run by path: import from the repository root, not from th
 
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, KestrelError, run_script
 
+PRECISIONS = ("fp32", "fp16")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that both export scripts share."""
@@ -18,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help="default: the model's first")
     parser.add_argument("--checkpoint", type=Path, help="default: the one shipped in weights/")
     parser.add_argument("--size", help="network input as WIDTHxHEIGHT; default: the checkpoint's")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="default: all"
+    )
     parser.add_argument("--out", type=Path, help="default: runs/MODEL")
     parser.add_argument("--data", default="street", help="frames for the proof")
     parser.add_argument("--verify", choices=("quick", "none"), default="quick")
@@ -38,6 +43,7 @@ def export(args: argparse.Namespace) -> tuple[Path, int]:
         size_hw=parse_size(args.size) if args.size else None,
         out=out,
         data=args.data,
+        precisions=tuple(dict.fromkeys(args.precision)),
     )
     write_bundle(options, report=print)
     print(f"bundle {out}")

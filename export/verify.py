@@ -18,7 +18,8 @@ if not __package__:  # run by path: import from the repository root, not from th
 
 import numpy as np
 
-from runtime.contract.bundle import VERIFY_NAME, VERIFY_SCHEMA, Bundle
+from export.proof.matching import NEAR_A_DECISION
+from runtime.contract.bundle import VERIFY_NAME, VERIFY_SCHEMA, Bundle, Kind
 from runtime.contract.errors import (
     EXIT_DONE,
     EXIT_VERDICT_FAIL,
@@ -29,10 +30,8 @@ from runtime.contract.errors import (
 from runtime.contract.files import write_json
 
 BACKENDS = ("onnxruntime", "openvino")
+KINDS: tuple[Kind, ...] = ("portable", "plugin")
 QUICK_IMAGES = 64
-MAX_BOX_ERROR_PX = 0.05  # float32 against float32
-MAX_SCORE_ERROR = 1e-3
-MAX_UNMATCHED = 1e-3  # share of all results; each must lie at a threshold
 MAX_AP_DROP = 0.01
 NOTHING_FOUND = (
     "neither side finds anything on these frames at the default thresholds, so nothing was compared"
@@ -41,12 +40,33 @@ NOTHING_FOUND = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an artifact may differ by and still pass."""
+    """What an artifact may differ by and still pass.
 
-    box_px: float = MAX_BOX_ERROR_PX
-    score: float = MAX_SCORE_ERROR
-    unmatched: float = MAX_UNMATCHED
-    ap_drop: float = MAX_AP_DROP
+    Attributes:
+        box_px, score: largest errors of matched results.
+        unmatched: share of all results.
+        near: a result this close to a threshold may be unmatched.
+        is_rounded: the worst hundredth of matched results may exceed box_px and score, and
+            unmatched results may lie anywhere: where two boxes of one object score nearly the same,
+            rounding decides which one is kept, and what that one suppresses.
+    """
+
+    box_px: float
+    score: float
+    unmatched: float
+    near: float
+    is_rounded: bool = False
+
+
+# fp16: half has 11 bits. On 500 street frames (5905 results) a small RetinaNet in half was off by
+# 0.024 px and 0.0005 in score at the 99th percentile; the most was 34 px, where the other of two
+# boxes was kept. 9 results (0.15 %) were unmatched, 8 of them within 0.0005 of a threshold, and AP
+# moved by 0.00001. The limits leave room for larger boxes (the error grows with the anchor) and
+# other networks; AP has the last word.
+LIMITS = {
+    "fp32": Limits(box_px=0.05, score=1e-3, unmatched=1e-3, near=NEAR_A_DECISION),
+    "fp16": Limits(box_px=0.5, score=0.01, unmatched=0.02, near=0.005, is_rounded=True),
+}
 
 
 def verify_bundle(
@@ -55,6 +75,7 @@ def verify_bundle(
     checkpoint: Path | None = None,
     data: str = "street",
     num_images: int = QUICK_IMAGES,
+    max_ap_drop: float = MAX_AP_DROP,
 ) -> bool:
     """Verify all artifacts of a bundle, print a table, write verify.json.
 
@@ -63,6 +84,7 @@ def verify_bundle(
         checkpoint: the one it was exported from; None is the shipped one. Its hash is checked.
         data: labelled frames; AP is compared where its classes are the bundle's.
         num_images: frames of the validation split.
+        max_ap_drop: how far an artifact's AP (0..1) may lie below the checkpoint's.
 
     Returns:
         Whether no artifact failed.
@@ -81,7 +103,7 @@ def verify_bundle(
     )
     reference = Reference.make(find_checkpoint(options), manifest, data, num_images)
     artifacts = [
-        verify_artifact(bundle, precision, backend, reference, Limits())
+        verify_artifact(bundle, precision, backend, reference, max_ap_drop)
         for precision in manifest.precisions
         for backend in BACKENDS
     ]
@@ -98,9 +120,10 @@ def verify_bundle(
 
 
 def verify_artifact(
-    bundle: Bundle, precision: str, backend: str, reference: Any, limits: Limits
+    bundle: Bundle, precision: str, backend: str, reference: Any, max_ap_drop: float
 ) -> dict[str, Any]:
     """One precision on one backend: parity and AP, with a verdict and its reasons."""
+    from export.proof.auditing import audit_artifact
     from runtime.contract.errors import SessionError
     from runtime.sessions import BACKENDS as SESSIONS
     from runtime.sessions import open_session, why_absent
@@ -110,6 +133,9 @@ def verify_artifact(
     absence = why_absent(entry)
     if absence:
         return artifact | {"verdict": "not run", "reasons": [absence]}
+    fault = find_fault_of_type(bundle, precision)
+    if fault:
+        return artifact | {"verdict": "fail", "reasons": [fault]}
     options = {"device": "cpu"} if backend == "onnxruntime" else {}
     try:
         session = open_session(bundle, backend, precision, **options)
@@ -119,28 +145,54 @@ def verify_artifact(
     if not comparison.num_matched and not comparison.unmatched:
         session.close()
         return artifact | {"verdict": "not run", "reasons": [NOTHING_FOUND]}
-    figures = comparison.summary()
+    limits = LIMITS.get(precision, LIMITS["fp16"])
+    figures = comparison.summary(limits.near)
+    artifact["audit"] = audit_artifact(bundle, session)
+    reasons = judge(figures, limits) + artifact["audit"]["reasons"]
+    ap = reference.score(session)
+    if ap is not None:
+        artifact["AP"] = ap
+        if reference.ap - ap > max_ap_drop:
+            reasons.append(f"AP {ap:.4f}; the checkpoint has {reference.ap:.4f}")
+    session.close()
+    verdict = "fail" if reasons else "pass"
+    worst = sorted(comparison.unmatched, key=lambda u: -u.margin)[:10]
+    listed = [{name: _plain(getattr(u, name)) for name in u.__dataclass_fields__} for u in worst]
+    return artifact | figures | {"verdict": verdict, "reasons": reasons, "worst": listed}
+
+
+def find_fault_of_type(bundle: Bundle, precision: str) -> str:
+    """Say which file of a precision computes in another one; empty where none does."""
+    import onnx
+
+    from export.precision.audit import find_type_fault
+
+    for graph in bundle.manifest.graphs:
+        for kind in KINDS:
+            if bundle.has_file(graph, precision, kind):
+                path = bundle.file(graph, precision, kind)
+                fault = find_type_fault(onnx.load(path, load_external_data=False), precision)
+                if fault:
+                    return f"{path.name}: {fault}"
+    return ""
+
+
+def judge(figures: dict[str, Any], limits: Limits) -> list[str]:
+    """Why an artifact differs too much, by what `Comparison.summary` counted."""
     reasons = []
-    if figures["max_box_error_px"] > limits.box_px:
-        reasons.append(f"box error {figures['max_box_error_px']:.3g} px > {limits.box_px} px")
-    if figures["max_score_error"] > limits.score:
-        reasons.append(f"score error {figures['max_score_error']:.2g} > {limits.score}")
+    which = "p99" if limits.is_rounded else "max"
+    box, score = figures[f"{which}_box_error_px"], figures[f"{which}_score_error"]
+    if box > limits.box_px:
+        reasons.append(f"box error {box:.3g} px ({which}) > {limits.box_px} px")
+    if score > limits.score:
+        reasons.append(f"score error {score:.2g} ({which}) > {limits.score}")
     share = figures["unmatched"] / max(1, figures["matched"])
-    if figures["unexplained"] or share > limits.unmatched:
+    if share > limits.unmatched or (figures["unexplained"] and not limits.is_rounded):
         reasons.append(
             f"{figures['unmatched']} results unmatched of {figures['matched']}, "
             f"{figures['unexplained']} of them far from any threshold"
         )
-    ap = reference.score(session)
-    if ap is not None:
-        artifact["AP"] = ap
-        if reference.ap - ap > limits.ap_drop:
-            reasons.append(f"AP {ap:.4f}; the checkpoint has {reference.ap:.4f}")
-    session.close()
-    verdict = "fail" if reasons else "pass"
-    worst = sorted(comparison.unmatched, key=lambda u: -min(u.score_margin, u.iou_margin))[:10]
-    listed = [{name: _plain(getattr(u, name)) for name in u.__dataclass_fields__} for u in worst]
-    return artifact | figures | {"verdict": verdict, "reasons": reasons, "worst": listed}
+    return reasons
 
 
 def _plain(value: Any) -> Any:
@@ -152,15 +204,17 @@ def print_table(document: dict[str, Any]) -> None:
     ap = document["AP_checkpoint"]
     shown = f"; AP of the checkpoint {ap:.4f}" if ap is not None else ""
     print(f"verified on {document['images']} frames of {document['data']}{shown}")
-    print(f"{'artifact':22} {'matched':>8} {'unmatched':>9} {'box px':>9} {'score':>9} {'AP':>7}")
+    heads = f"{'matched':>8} {'unmatched':>9} {'box p99':>9} {'max px':>9} {'score p99':>9}"
+    print(f"{'artifact':18} {heads} {'max':>9} {'AP':>7}")
     for row in document["artifacts"]:
         name = f"{row['precision']} {row['backend']}"
         if "matched" not in row:
-            print(f"{name:22} {row['verdict']}: {row['reasons'][0]}")
+            print(f"{name:18} {row['verdict']}: {row['reasons'][0]}")
             continue
         score = f"{row['AP']:.4f}" if row.get("AP") is not None else "-"
         print(
-            f"{name:22} {row['matched']:8} {row['unmatched']:9} {row['max_box_error_px']:9.2g} "
+            f"{name:18} {row['matched']:8} {row['unmatched']:9} {row['p99_box_error_px']:9.2g} "
+            f"{row['max_box_error_px']:9.2g} {row['p99_score_error']:9.2g} "
             f"{row['max_score_error']:9.2g} {score:>7}  {row['verdict']}"
         )
         for reason in row["reasons"]:
@@ -174,13 +228,20 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, help="default: the one shipped in weights/")
     parser.add_argument("--data", default="street", help="street, or a COCO, VOC or YOLO folder")
     parser.add_argument("--images", type=int, default=QUICK_IMAGES)
+    parser.add_argument("--max-ap-drop", type=float, default=MAX_AP_DROP, help="of 0..1")
     args = parser.parse_args()
     if args.images < 1:
         raise KestrelError(f"--images {args.images} is not positive. Give a number above 0.")
+    if not 0 <= args.max_ap_drop <= 1:
+        raise KestrelError(f"--max-ap-drop {args.max_ap_drop} is no share. Give 0 to 1.")
     if not args.bundle.is_dir():
         raise BundleError(f"{args.bundle} is no folder; expected a bundle. Check the path.")
     is_passed = verify_bundle(
-        args.bundle, checkpoint=args.checkpoint, data=args.data, num_images=args.images
+        args.bundle,
+        checkpoint=args.checkpoint,
+        data=args.data,
+        num_images=args.images,
+        max_ap_drop=args.max_ap_drop,
     )
     return EXIT_DONE if is_passed else EXIT_VERDICT_FAIL
 

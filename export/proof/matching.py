@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MATCH_IOU = 0.5  # below this two boxes are not the same object
+SAME_PLACE_PX = 0.01  # boxes this close are the same, also without an area that could overlap
 NEAR_A_DECISION = 1e-4  # a score or an overlap this close to its threshold may fall either way
 
 
@@ -37,9 +38,14 @@ class Unmatched:
     iou_margin: float
 
     @property
+    def margin(self) -> float:
+        """How far it lay from the nearest threshold, in units of a score or of an overlap."""
+        return min(self.score_margin, self.iou_margin)
+
+    @property
     def is_explained(self) -> bool:
         """Whether it lay within NEAR_A_DECISION of a threshold."""
-        return min(self.score_margin, self.iou_margin) <= NEAR_A_DECISION
+        return self.margin <= NEAR_A_DECISION
 
 
 @dataclass(slots=True)
@@ -64,15 +70,21 @@ class Comparison:
     def max_score_error(self) -> float:
         return max(self.score_errors, default=0.0)
 
-    def summary(self) -> dict[str, Any]:
-        """The figures, for verify.json."""
+    def summary(self, near: float = NEAR_A_DECISION) -> dict[str, Any]:
+        """The figures, for verify.json; `near` is how close to a threshold explains a result."""
         return {
             "matched": self.num_matched,
             "unmatched": len(self.unmatched),
-            "unexplained": sum(not u.is_explained for u in self.unmatched),
+            "unexplained": sum(not u.margin <= near for u in self.unmatched),  # NaN is not
             "max_box_error_px": round(self.max_box_error_px, 6),
+            "p99_box_error_px": round(_percentile(self.box_errors), 6),
             "max_score_error": round(self.max_score_error, 8),
+            "p99_score_error": round(_percentile(self.score_errors), 8),
         }
+
+
+def _percentile(errors: list[float]) -> float:
+    return float(np.percentile(errors, 99)) if errors else 0.0
 
 
 Rows = dict[str, NDArray[Any]]
@@ -101,7 +113,10 @@ def compare_detections(
 def _compare_frame(
     ours: Rows, theirs: Rows, limits: tuple[NDArray[Any], float], image: int, out: Comparison
 ) -> None:
-    iou = pairwise_iou(ours["boxes_xyxy"], theirs["boxes_xyxy"])
+    boxes_a, boxes_b = ours["boxes_xyxy"], theirs["boxes_xyxy"]
+    iou = pairwise_iou(boxes_a, boxes_b)
+    distance_px = np.abs(boxes_a[:, None] - boxes_b[None]).max(-1)  # (N, M)
+    iou = np.where(distance_px <= SAME_PLACE_PX, 1.0, iou)
     same = ours["classes"][:, None] == theirs["classes"][None, :]
     iou = np.where(same, iou, -1.0)
     # Equal boxes of one class may both be kept at other scores: prefer the pair nearest in score.

@@ -1,7 +1,7 @@
 """The manifest: what a bundle is, what its graphs take and give, and what it scored.
 
 `Manifest` is read by the runtime and written by the export; its JSON has the same field names.
-`PRECISION_MEANING` says what a precision means on each backend.
+`EXPECTED` in `runtime/engines/audit.py` says what a precision means on each backend.
 """
 
 from __future__ import annotations
@@ -20,28 +20,6 @@ SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 METADATA_KEY = "kestrel.manifest"  # the manifest's place in an ONNX file's metadata_props
 PRECISIONS = ("fp32", "fp16", "int8", "mixed")
-
-# What runs when a precision is asked for. "trunk" is everything before the selection.
-PRECISION_MEANING: dict[str, dict[str, str]] = {
-    "onnxruntime": {
-        "fp32": "float32 throughout",
-        "fp16": "fp16 weights, computed in float32: a CPU never computes in fp16",
-        "int8": "int8 convolutions with float32 between them",
-        "mixed": "as the file says, fp16 computed in float32",
-    },
-    "openvino": {
-        "fp32": "float32 (asked for by hint); bf16 trunk with the option inference_precision=bf16",
-        "fp16": "fp16 weights, computed in float32 or bf16",
-        "int8": "int8 convolutions, float32 between them",
-        "mixed": "as the file says, fp16 computed in float32 or bf16",
-    },
-    "tensorrt": {
-        "fp32": "float32 (TF32 off)",
-        "fp16": "fp16 trunk and heads; scores, decode, IoU and top-k float32",
-        "int8": "int8 convolutions, the rest float32; scores, decode, IoU and top-k float32",
-        "mixed": "as the file says",
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,12 @@ def conv_norm(
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
-    """A normalisation layer: "batch", or "group" (32 groups, fewer where they do not fit)."""
+    """A normalisation layer: "batch", or "group" (32 groups, fewer below 8 channels each)."""
     if norm == "batch":
         return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)
-    groups = 32
+    groups = min(32, max(1, channels // 8))  # one value a group would be normalised to nothing
     while channels % groups:
-        groups //= 2
+        groups -= 1
     return nn.GroupNorm(groups, channels)
 
 

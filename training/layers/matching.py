@@ -72,7 +72,7 @@ def match_by_atss(
     box_centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     # The default of cdist goes through a matrix product, which loses half of float32's digits.
     distance = torch.cdist(
-        centres, box_centres, compute_mode="use_mm_for_euclid_dist_if_necessary"
+        centres, box_centres, compute_mode="donot_use_mm_for_euclid_dist"
     )  # (A, N)
 
     candidates = []

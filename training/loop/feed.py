@@ -55,7 +55,7 @@ class StreamedOrder:
         frame, turn = divmod(number, self.uses)
         if turn:
             rng = np.random.default_rng((self.seed, 2, number))
-            frame = max(0, frame - int(rng.integers(self.WINDOW)))
+            frame -= int(rng.integers(min(self.WINDOW, frame + 1)))
         index = frame % len(self.source)
         if index not in self._kept:
             self._kept[index] = self.source[index]

@@ -131,15 +131,20 @@ class Trainer:
         tqdm.write("stopping after this step; the run's state will be saved (again: at once)")
 
     def _loop(self, writer: SummaryWriter, history: Any) -> None:
-        recipe = self.recipe
         bar = tqdm(
-            total=recipe.steps,
+            total=self.recipe.steps,
             initial=self.step,
             unit="step",
             dynamic_ncols=True,
             disable=not self.accelerator.is_main_process,
             mininterval=1.0,
         )
+        with bar:  # closed before an error is told
+            self._take_steps(bar, writer, history)
+            self._save_state(history)
+
+    def _take_steps(self, bar: Any, writer: SummaryWriter, history: Any) -> None:
+        recipe = self.recipe
         feed = iter(self._feed())
         self.model.train()
         while self.step < recipe.steps and not self._is_stopping:
@@ -161,8 +166,6 @@ class Trainer:
                 self._validate(writer)
             if self.step % self.options.save_every == 0:
                 self._save_state(history)
-        self._save_state(history)
-        bar.close()
 
     def _feed(self) -> Any:
         recipe = self.recipe

@@ -1,0 +1,152 @@
+"""Probes for faults that parity on default settings cannot see.
+
+Each gives the reasons, in words, for which an artifact fails; an empty list is a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.proof.matching import Rows, pairwise_iou
+from runtime.contract.manifest import Manifest
+from runtime.preprocess import Letterbox
+from runtime.sessions.base import Session
+from training.data.geometry import letterbox
+from training.data.sample import Sample
+from training.models.base import Spec
+
+SAME_SCORE = 1e-4  # between runs of one graph at other thresholds or batches
+SAME_BOX_PX = 0.05
+STRICT_IOU = 0.2
+
+
+def probe_manifest(manifest: Manifest, spec: Spec) -> list[str]:
+    """Names, ids and defaults of the manifest against the checkpoint's."""
+    pairs = {
+        "classes": (manifest.classes, spec.classes),
+        "category_ids": (manifest.category_ids, spec.category_ids),
+        "max_detections": (manifest.max_detections, spec.max_detections),
+        "num_candidates": (manifest.num_candidates, spec.num_candidates),
+        "score_threshold": (manifest.defaults.score_threshold, spec.score_threshold),
+        "iou_threshold": (manifest.defaults.iou_threshold, spec.iou_threshold),
+        "colour": (manifest.geometry.colour, "bgr"),
+    }
+    return [
+        f"manifest {name} is {found}; the checkpoint has {expected}"
+        for name, (found, expected) in pairs.items()
+        if found != expected
+    ]
+
+
+def probe_letterbox(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
+    """The manifest's geometry against the one the network was trained with, to the pixel."""
+    geometry = manifest.geometry
+    size_hw = (geometry.height, geometry.width)
+    for sample in samples:
+        trained = letterbox(sample, size_hw)
+        fitted = Letterbox.fit(sample.image_hw, geometry)
+        if not np.array_equal(trained.image, fitted.apply(sample.image)):
+            return [f"the letterbox of {sample.file_name} differs from training's"]
+        boxes = fitted.to_source(trained.boxes_xyxy)
+        if len(boxes) and np.abs(boxes - sample.boxes_xyxy).max() > SAME_BOX_PX:
+            return [f"the letterbox of {sample.file_name} does not map boxes back"]
+    return []
+
+
+def probe_thresholds(
+    session: Session, manifest: Manifest, frames: NDArray[np.uint8], feeds: Rows
+) -> list[str]:
+    """Whether the thresholds act: raised, one class off, and a strict suppression.
+
+    Args:
+        frames: (N, H, W, 3) with detections at the default thresholds.
+        feeds: score_threshold (N, K) and iou_threshold (N,) of the defaults.
+    """
+    reasons: list[str] = []
+    for index in range(len(frames)):
+        base = {name: value[index : index + 1].copy() for name, value in feeds.items()}
+        base["image"] = frames[index : index + 1]
+        rows = _rows(session.run(base))
+        if len(rows["scores"]) < 3:
+            continue
+        reasons += _probe_score(session, base, rows)
+        reasons += _probe_class(session, base, rows, manifest)
+        reasons += _probe_iou(session, base)
+        if reasons:
+            return reasons
+    return reasons
+
+
+def _probe_score(session: Session, base: Rows, rows: Rows) -> list[str]:
+    middle = float(np.sort(rows["scores"])[len(rows["scores"]) // 2])
+    raised = np.full_like(base["score_threshold"], middle)
+    found = _rows(session.run({**base, "score_threshold": raised}))
+    if (found["scores"] <= middle - SAME_SCORE).any():
+        return [f"score_threshold {middle:.3f} let a score of {found['scores'].min():.3f} pass"]
+    expected = int((rows["scores"] > middle + SAME_SCORE).sum())
+    if len(found["scores"]) < expected:
+        return [f"score_threshold {middle:.3f} left {len(found['scores'])} of {expected} results"]
+    return []
+
+
+def _probe_class(session: Session, base: Rows, rows: Rows, manifest: Manifest) -> list[str]:
+    label = int(np.bincount(rows["classes"]).argmax())
+    limits = base["score_threshold"].copy()
+    limits[:, label] = 1.1
+    found = _rows(session.run({**base, "score_threshold": limits}))
+    if (found["classes"] == label).any():
+        return [f"class {manifest.classes[label]!r} was switched off and still came"]
+    others = rows["classes"] != label
+    if len(found["classes"]) < int(others.sum()):
+        return [f"switching {manifest.classes[label]!r} off cost results of other classes"]
+    return []
+
+
+def _probe_iou(session: Session, base: Rows) -> list[str]:
+    strict = np.full_like(base["iou_threshold"], STRICT_IOU)
+    found = _rows(session.run({**base, "iou_threshold": strict}))
+    overlap = pairwise_iou(found["boxes_xyxy"], found["boxes_xyxy"])
+    same = found["classes"][:, None] == found["classes"][None]
+    np.fill_diagonal(same, False)
+    worst = float(np.where(same, overlap, 0).max(initial=0))
+    if worst > STRICT_IOU + 1e-3:
+        return [f"iou_threshold {STRICT_IOU} let two boxes of one class overlap by {worst:.3f}"]
+    return []
+
+
+def probe_batches(session: Session, manifest: Manifest, feeds: Rows) -> list[str]:
+    """Whether a batch gives what its frames give alone, for every batch size of the manifest."""
+    for batch in manifest.batches:
+        if batch == 1 or batch > len(feeds["image"]):
+            continue
+        together = session.run({name: value[:batch] for name, value in feeds.items()})
+        for index in range(batch):
+            alone = _rows(session.run({n: v[index : index + 1] for n, v in feeds.items()}))
+            found = _rows({name: value[index : index + 1] for name, value in together.items()})
+            if not _are_same(alone, found):
+                return [f"frame {index} of a batch of {batch} differs from the same frame alone"]
+    return []
+
+
+def _rows(outputs: dict[str, Any]) -> Rows:
+    count = int(outputs["num_detections"][0])
+    return {name: outputs[name][0][:count] for name in ("boxes_xyxy", "scores", "classes")}
+
+
+def _are_same(ours: Rows, theirs: Rows) -> bool:
+    """Equal but for rounding; a result within it of a threshold may be missing."""
+    if abs(len(ours["scores"]) - len(theirs["scores"])) > 1:
+        return False
+    if len(ours["scores"]) != len(theirs["scores"]):
+        return True
+    order = [np.lexsort((r["boxes_xyxy"][:, 0], r["classes"])) for r in (ours, theirs)]
+    boxes = [r["boxes_xyxy"][o] for r, o in zip((ours, theirs), order, strict=True)]
+    scores = [r["scores"][o] for r, o in zip((ours, theirs), order, strict=True)]
+    return bool(
+        np.allclose(boxes[0], boxes[1], atol=SAME_BOX_PX, rtol=0)
+        and np.allclose(scores[0], scores[1], atol=1e-3, rtol=0)
+    )

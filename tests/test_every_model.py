@@ -1,0 +1,226 @@
+"""One body of tests over every registered model and each of its variants."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tiny_models import frames_of, shrunk, tiny_model
+
+from export.graph.batch_norm import fold_batch_norms
+from export.graph.end_to_end import trace
+from export.graph.lint import lint
+from export.graph.operators import attach_functions
+from export.proof.matching import Comparison, compare_detections
+from export.tasks import task_module
+from runtime.contract.outputs import INPUTS, OUTPUTS
+from training.errors import CheckpointError, TrainingError
+from training.loop.checkpoint import load_release, save_release
+from training.models import REGISTRY, build_model, model_class, model_variant
+from training.models.base import Candidates, Model, Targets
+
+BOX_PX = 0.01  # float32 sums in another order, at boxes of up to 96 px
+SCORE = 1e-5
+FOUND = (20, 60)  # detections asked for: enough to compare, fewer than max_detections
+CASES = [
+    (name, variant)
+    for name, place in REGISTRY.items()
+    for variant in importlib.import_module(place.split(":")[0]).VARIANTS
+]
+every_variant = pytest.mark.parametrize(
+    ("name", "variant"), CASES, ids=["-".join(case) for case in CASES]
+)
+
+
+class Made(NamedTuple):
+    """A lively model, its portable graph, and the same with Kestrel's nodes."""
+
+    model: Model
+    portable: onnx.ModelProto
+    plugin: onnx.ModelProto
+
+
+_made: dict[tuple[str, str], Made] = {}
+
+
+@pytest.fixture
+def made(name: str, variant: str) -> Made:
+    if (name, variant) not in _made:
+        model = tiny_model(name, shrunk(model_variant(name, variant).spec))
+        graph = trace(model)
+        fold_batch_norms(graph)
+        portable = attach_functions(graph, early_exit=True, inline=True)
+        plugin = attach_functions(graph, early_exit=False, inline=False)
+        _made[(name, variant)] = Made(model, portable, plugin)
+    return _made[(name, variant)]
+
+
+# ------------------------------------------------------------------------------ spec and checkpoint
+
+
+@every_variant
+def test_variant_is_listed_under_the_name_it_bears(name, variant):
+    assert model_variant(name, variant).spec.variant == variant
+
+
+@every_variant
+def test_spec_survives_json(name, variant):
+    spec = shrunk(model_variant(name, variant).spec)
+    again = model_class(name).spec_type.from_json(json.dumps(json.loads(spec.to_json())))
+    assert again == spec
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_unknown_field_of_a_spec_is_refused_with_the_nearest_one(name):
+    document = json.loads(model_variant(name).spec.to_json())
+    document["bakbone"] = document.pop("backbone")
+    with pytest.raises(CheckpointError, match=r"'bakbone'.*did you mean 'backbone'"):
+        model_class(name).spec_type.from_json(json.dumps(document))
+
+
+def test_first_variant_is_the_one_meant_where_none_is_named():
+    for name in REGISTRY:
+        first = next(variant for model, variant in CASES if model == name)
+        assert model_variant(name) is model_variant(name, first)
+
+
+def test_unknown_variant_is_refused_with_those_there_are():
+    name, variant = CASES[0]
+    with pytest.raises(TrainingError, match=rf"no variant 'huge'.*{variant}"):
+        model_variant(name, "huge")
+
+
+def test_unknown_model_is_refused_with_the_nearest_name():
+    name = CASES[0][0]
+    with pytest.raises(TrainingError, match=rf"Did you mean '{name}'"):
+        model_variant(name[:-1] + "x")
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_release_answers_as_the_model_whose_matrices_were_halved(name, tmp_path: Path):
+    model = tiny_model(name, shrunk(model_variant(name).spec))
+    path = tmp_path / "release.safetensors"
+    save_release(path, name, model, training={"data": "x"}, scores={"AP": 0.5})
+    loaded, header = load_release(path, name)
+    for parameter in (*model.parameters(), *model.buffers()):
+        if parameter.is_floating_point() and parameter.ndim >= 2:
+            parameter.data = parameter.data.half().float()
+    model.mean, model.std = loaded.mean, loaded.std  # not weights: they come from the spec
+    frames = frames_of(2)
+    with torch.no_grad():
+        ours, theirs = (m.candidates(m(m.prepare(frames))).logits for m in (model, loaded))
+    assert torch.equal(ours, theirs)
+    assert not loaded.training
+    assert loaded.spec == model.spec
+    assert header["scores"] == {"AP": 0.5}
+
+
+# ----------------------------------------------------------------------------------------- network
+
+
+@every_variant
+def test_candidates_end_in_the_common_form(name, variant, made: Made):
+    model = made.model
+    with torch.no_grad():
+        found = model.candidates(model(model.prepare(frames_of(2))))
+        assert isinstance(found, Candidates)
+        batch, anchors, classes = found.logits.shape
+        assert (batch, classes) == (2, len(model.spec.classes))
+        assert found.logits.dtype == torch.float32
+        boxes = found.decode(torch.zeros(2, 5, dtype=torch.int64))
+    assert boxes.shape == (2, 5, 4)
+    assert boxes.dtype == torch.float32
+    assert all(extra.shape[:2] == (2, anchors) for extra in found.extras.values())
+
+
+@every_variant
+def test_losses_are_finite_scalars_and_reach_every_weight(name, variant):
+    torch.manual_seed(0)
+    model = build_model(name, shrunk(model_variant(name, variant).spec)).train()
+    targets = Targets(
+        torch.tensor([[[10.0, 10, 40, 40]], [[30.0, 5, 90, 60]]]),
+        torch.tensor([[0], [2]]),
+        torch.zeros(2, 1, dtype=torch.bool),
+    )
+    losses = model.loss(model(model.prepare(frames_of(2))), targets)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
+    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+
+
+@every_variant
+def test_answer_of_a_frame_does_not_depend_on_its_batch(name, variant, made: Made):
+    model, frames = made.model, frames_of(3)
+    with torch.no_grad():
+        together = model.candidates(model(model.prepare(frames))).logits
+        alone = model.candidates(model(model.prepare(frames[1:2]))).logits
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------- graph
+
+
+@every_variant
+def test_graph_has_the_inputs_and_outputs_of_its_task(name, variant, made: Made):
+    graph = made.portable.graph
+    task = made.model.task
+    assert [i.name for i in graph.input] == [spec.name for spec in INPUTS[task]]
+    assert [o.name for o in graph.output] == [spec.name for spec in OUTPUTS[task]]
+    assert all(v.type.tensor_type.shape.dim[0].dim_param == "B" for v in graph.input)
+
+
+@every_variant
+def test_graph_keeps_every_rule_of_the_lint(name, variant, made: Made):
+    assert lint(made.portable, target="portable") == []
+    assert lint(made.plugin, target="plugin") == []
+
+
+@every_variant
+def test_graph_has_no_batch_normalisation_left(name, variant, made: Made):
+    assert "BatchNormalization" not in {node.op_type for node in made.portable.graph.node}
+
+
+@every_variant
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", ["portable", "plugin"])
+def test_onnx_runtime_finds_what_torch_finds(name, variant, batch, kind, made: Made):
+    feeds = passing_feeds(made.model, batch)
+    session = onnxruntime.InferenceSession(
+        getattr(made, kind).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    names = [spec.name for spec in OUTPUTS[made.model.task]]
+    found = dict(zip(names, session.run(None, feeds), strict=True))
+    module = task_module(made.model.task).EndToEnd(made.model)
+    with torch.no_grad():
+        outputs = module(*(torch.from_numpy(value) for value in feeds.values()))
+    expected = {key: value.numpy() for key, value in zip(names, outputs, strict=True)}
+    comparison = Comparison()
+    compare_detections(expected, found, feeds, comparison)
+    assert comparison.num_matched >= batch
+    assert [u for u in comparison.unmatched if not u.is_explained] == []
+    assert comparison.max_box_error_px <= BOX_PX
+    assert comparison.max_score_error <= SCORE
+    for spec in OUTPUTS[made.model.task]:
+        assert found[spec.name].dtype == spec.numpy_dtype
+
+
+def passing_feeds(model: Model, batch: int) -> dict[str, np.ndarray]:
+    """Frames, and a threshold in the widest gap of their scores that lets some pass."""
+    frames = frames_of(batch, seed=5)
+    with torch.no_grad():
+        scores = model.candidates(model(model.prepare(frames))).logits.sigmoid().flatten()
+    top = scores.sort(descending=True).values[FOUND[0] * batch : FOUND[1] * batch]
+    place = int((top[:-1] - top[1:]).argmax())
+    threshold = float(top[place] + top[place + 1]) / 2
+    return {
+        "image": frames.numpy(),
+        "score_threshold": np.full((batch, len(model.spec.classes)), threshold, np.float32),
+        "iou_threshold": np.full(batch, 0.5, np.float32),
+    }
