@@ -31,7 +31,11 @@ def summarise(bundle: Path, out: Path) -> str:
     report = json.loads((out / "latency" / "latency.json").read_text(encoding="utf-8"))
     engines = sorted((bundle / "engines").glob("*.engine"))
     frames = sum(1 for _ in (out / "detections.jsonl").open(encoding="utf-8"))
-    lines = ["", f"Kestrel demo: {manifest['model']} ({manifest['variant']}) on {frames} frames", ""]
+    lines = [
+        "",
+        f"Kestrel demo: {manifest['model']} ({manifest['variant']}) on {frames} frames",
+        "",
+    ]
     lines.append("proof (against PyTorch, detection by detection)")
     for row in proof["artifacts"]:
         if row["verdict"] == "not run":

@@ -185,7 +185,7 @@ def make_samples(model: Model, data: str) -> Samples:
 
 def torch_results(model: Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What PyTorch answers, one frame at a time, by the names of the graph's outputs."""
-    module = end_to_end(model)
+    module = end_to_end(model, is_folded=False)
     rows: list[list[np.ndarray]] = []
     count = len(next(iter(feeds.values())))
     with torch.no_grad():

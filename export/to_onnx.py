@@ -25,15 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, help="default: runs/MODEL")
     parser.add_argument("--data", default="street", help="frames for the proof")
-    parser.add_argument("--verify", choices=("quick", "none"), default="quick")
+    parser.add_argument("--verify", choices=("quick", "full", "none"), default="quick")
+    parser.add_argument("--max-ap-drop", type=float, default=0.01, help="of 0..1; else: fail")
 
 
 def export(args: argparse.Namespace) -> tuple[Path, int]:
     """Write the bundle and verify it; give its folder and the exit status."""
     if args.size:
         parse_size(args.size)  # a wrong size fails before slow imports
+    if not 0 <= args.max_ap_drop <= 1:
+        raise KestrelError(f"--max-ap-drop {args.max_ap_drop} is no share. Give 0 to 1.")
     from export.bundling import ExportOptions, write_bundle
-    from export.verify import verify_bundle
+    from export.verify import QUICK_IMAGES, verify_bundle
 
     out = args.out or Path("runs") / args.model
     options = ExportOptions(
@@ -49,7 +52,13 @@ def export(args: argparse.Namespace) -> tuple[Path, int]:
     print(f"bundle {out}")
     if args.verify == "none":
         return out, EXIT_DONE
-    is_passed = verify_bundle(out, checkpoint=args.checkpoint, data=args.data)
+    is_passed = verify_bundle(
+        out,
+        checkpoint=args.checkpoint,
+        data=args.data,
+        num_images=QUICK_IMAGES if args.verify == "quick" else None,
+        max_ap_drop=args.max_ap_drop,
+    )
     return out, EXIT_DONE if is_passed else EXIT_VERDICT_FAIL
 
 

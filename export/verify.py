@@ -74,7 +74,7 @@ def verify_bundle(
     *,
     checkpoint: Path | None = None,
     data: str = "street",
-    num_images: int = QUICK_IMAGES,
+    num_images: int | None = QUICK_IMAGES,
     max_ap_drop: float = MAX_AP_DROP,
 ) -> bool:
     """Verify all artifacts of a bundle, print a table, write verify.json.
@@ -83,7 +83,7 @@ def verify_bundle(
         path: the bundle's folder.
         checkpoint: the one it was exported from; None is the shipped one. Its hash is checked.
         data: labelled frames; AP is compared where its classes are the bundle's.
-        num_images: frames of the validation split.
+        num_images: frames of the validation split; None is all of them.
         max_ap_drop: how far an artifact's AP (0..1) may lie below the checkpoint's.
 
     Returns:
@@ -141,20 +141,29 @@ def verify_artifact(
         session = open_session(bundle, backend, precision, **options)
     except SessionError as error:
         return artifact | {"verdict": "fail", "reasons": [str(error)]}
-    comparison = reference.compare(session)
+    outputs = reference.run(session)
+    comparison = reference.compare(outputs)
     if not comparison.num_matched and not comparison.unmatched:
         session.close()
         return artifact | {"verdict": "not run", "reasons": [NOTHING_FOUND]}
     limits = LIMITS.get(precision, LIMITS["fp16"])
     figures = comparison.summary(limits.near)
     artifact["audit"] = audit_artifact(bundle, session)
-    reasons = judge(figures, limits) + artifact["audit"]["reasons"]
+    reasons = [
+        *reference.faults,
+        *judge(figures, limits),
+        *artifact["audit"]["reasons"],
+        *reference.probe(session),
+    ]
     ap = reference.score(session)
     if ap is not None:
         artifact["AP"] = ap
         if reference.ap - ap > max_ap_drop:
             reasons.append(f"AP {ap:.4f}; the checkpoint has {reference.ap:.4f}")
     session.close()
+    if reasons or comparison.unmatched:
+        sheet = bundle.folder / f"verify.{precision}.{backend}.png"
+        artifact["worst_frames"] = reference.draw(sheet, outputs)
     verdict = "fail" if reasons else "pass"
     worst = sorted(comparison.unmatched, key=lambda u: -u.margin)[:10]
     listed = [{name: _plain(getattr(u, name)) for name in u.__dataclass_fields__} for u in worst]
@@ -227,10 +236,13 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="default: the one shipped in weights/")
     parser.add_argument("--data", default="street", help="street, or a COCO, VOC or YOLO folder")
-    parser.add_argument("--images", type=int, default=QUICK_IMAGES)
+    parser.add_argument("--verify", choices=("quick", "full"), default="quick")
+    parser.add_argument("--images", type=int, help=f"quick: {QUICK_IMAGES}; full: the whole split")
     parser.add_argument("--max-ap-drop", type=float, default=MAX_AP_DROP, help="of 0..1")
     args = parser.parse_args()
-    if args.images < 1:
+    if args.images is None and args.verify == "quick":
+        args.images = QUICK_IMAGES
+    if args.images is not None and args.images < 1:
         raise KestrelError(f"--images {args.images} is not positive. Give a number above 0.")
     if not 0 <= args.max_ap_drop <= 1:
         raise KestrelError(f"--max-ap-drop {args.max_ap_drop} is no share. Give 0 to 1.")

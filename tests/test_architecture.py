@@ -135,7 +135,9 @@ def dependency_modules() -> set[str]:
     names: set[str] = {"torch", "onnx", "tensorrt", "openvino", "av", "cv2", "cuda"}
     for distribution in importlib.metadata.distributions():
         if (distribution.metadata["Name"] or "").lower() in wanted:
-            names |= {n.split("/")[0] for n in (distribution.read_text("top_level.txt") or "").split()}
+            names |= {
+                n.split("/")[0] for n in (distribution.read_text("top_level.txt") or "").split()
+            }
     return {n for n in names if n and not n.startswith("_")}
 
 

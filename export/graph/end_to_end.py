@@ -31,9 +31,9 @@ def example_feeds(model: Model, batch: int = EXAMPLE_BATCH) -> tuple[torch.Tenso
     return tuple(feeds[spec.name] for spec in INPUTS[model.task])
 
 
-def end_to_end(model: Model) -> nn.Module:
+def end_to_end(model: Model, *, is_folded: bool = True) -> nn.Module:
     """The module whose forward takes the graph's inputs and gives its outputs, as tensors."""
-    module: nn.Module = task_module(model.task).EndToEnd(model)
+    module: nn.Module = task_module(model.task).EndToEnd(model, is_folded=is_folded)
     return module.eval()
 
 

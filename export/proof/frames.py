@@ -12,8 +12,8 @@ from training.data.geometry import letterbox
 from training.data.sample import Sample
 
 
-def proof_samples(data: str, count: int, split: str = "val") -> Iterator[Sample]:
-    """The first `count` labelled frames of a split, in source pixels."""
+def proof_samples(data: str, count: int | None, split: str = "val") -> Iterator[Sample]:
+    """The first `count` labelled frames of a split (None: all), in source pixels."""
     return itertools.islice(each_once(open_data(data, split)), count)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from numpy.typing import NDArray
 
 from export.bundling import torch_results
 from export.proof.frames import proof_samples
-from export.proof.matching import Comparison, compare_detections
+from export.proof.matching import Comparison, Rows, compare_detections
+from export.proof.probes import (
+    probe_batches,
+    probe_letterbox,
+    probe_manifest,
+    probe_thresholds,
+)
+from export.proof.sheet import write_sheet
 from runtime.contract.errors import BundleError
 from runtime.contract.manifest import Manifest
 from runtime.preprocess import Letterbox
@@ -25,6 +33,7 @@ from training.models.base import Model
 from training.tasks import task_module as training_task
 
 SCORE_FLOOR = 0.001  # results below it do not enter AP
+PROBED_FRAMES = 8
 
 
 @dataclass(slots=True)
@@ -37,6 +46,7 @@ class Reference:
         frames: (N, H, W, 3) uint8, letterboxed by the runtime's own definition.
         feeds, results: of the graph, at the default thresholds.
         ap: of the checkpoint by training's own path; None where the data has other classes.
+        faults: of the manifest, which every artifact of the bundle shares.
     """
 
     manifest: Manifest
@@ -45,10 +55,13 @@ class Reference:
     feeds: dict[str, NDArray[Any]]
     results: dict[str, NDArray[Any]]
     ap: float | None
+    faults: list[str]
 
     @classmethod
-    def make(cls, checkpoint: Path, manifest: Manifest, data: str, count: int) -> Reference:
-        """Run the checkpoint on `count` frames.
+    def make(
+        cls, checkpoint: Path, manifest: Manifest, data: str, count: int | None
+    ) -> Reference:
+        """Run the checkpoint on `count` frames, or on all of the split.
 
         Raises:
             BundleError: the bundle was exported from another checkpoint.
@@ -63,6 +76,7 @@ class Reference:
         model, _ = load_release(checkpoint, manifest.model)
         size_hw = (manifest.geometry.height, manifest.geometry.width)
         model.spec = dataclasses.replace(model.spec, size_hw=size_hw)
+        faults = probe_manifest(manifest, model.spec)
         samples = list(proof_samples(data, count))
         boxes = [Letterbox.fit(s.image.shape[:2], manifest.geometry) for s in samples]
         frames = np.stack([box.apply(s.image) for box, s in zip(boxes, samples, strict=True)])
@@ -75,16 +89,36 @@ class Reference:
             feeds,
             torch_results(model, feeds),
             _checkpoint_ap(model, samples, manifest, data),
+            faults + probe_letterbox(manifest, samples[:PROBED_FRAMES]),
         )
 
-    def compare(self, session: Session) -> Comparison:
-        """Hold a session's detections against PyTorch's, frame by frame."""
+    def run(self, session: Session) -> list[Rows]:
+        """A session's outputs on the frames, one batch of 1 each."""
+        return [session.run(_row(self.feeds, index)) for index in range(len(self.frames))]
+
+    def compare(self, outputs: Sequence[Rows]) -> Comparison:
+        """Hold the outputs of `run` against PyTorch's, frame by frame."""
         comparison = Comparison()
-        for index in range(len(self.frames)):
-            feeds = {name: value[index : index + 1] for name, value in self.feeds.items()}
-            ours = {name: value[index : index + 1] for name, value in self.results.items()}
-            compare_detections(ours, session.run(feeds), feeds, comparison, index)
+        for index, found in enumerate(outputs):
+            ours, feeds = _row(self.results, index), _row(self.feeds, index)
+            compare_detections(ours, found, feeds, comparison, index)
         return comparison
+
+    def probe(self, session: Session) -> list[str]:
+        """Faults that parity at the default thresholds, one frame at a time, cannot see."""
+        limits = {name: value for name, value in self.feeds.items() if name != "image"}
+        few = {name: value[:PROBED_FRAMES] for name, value in self.feeds.items()}
+        return [
+            *probe_thresholds(session, self.manifest, self.frames[:PROBED_FRAMES], limits),
+            *probe_batches(session, self.manifest, few),
+        ]
+
+    def draw(self, path: Path, outputs: Sequence[Rows]) -> list[int]:
+        """Write the worst frames as a picture; see `export.proof.sheet.write_sheet`."""
+        indices = range(len(self.frames))
+        ours = [_row(self.results, index) for index in indices]
+        feeds = [_row(self.feeds, index) for index in indices]
+        return write_sheet(path, self.frames, ours, outputs, feeds, self.manifest.classes)
 
     def score(self, session: Session) -> float | None:
         """A session's AP through the runtime's own path, in source pixels."""
@@ -102,6 +136,10 @@ class Reference:
             found.extend(detections.to_coco(sample.image_id, manifest.category_ids))
             truth.add(sample)
         return score_boxes(truth.as_coco(), found)["AP"]
+
+
+def _row(arrays: Rows, index: int) -> Rows:
+    return {name: value[index : index + 1] for name, value in arrays.items()}
 
 
 def _checkpoint_ap(

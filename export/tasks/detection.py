@@ -16,12 +16,14 @@ class EndToEnd(nn.Module):
     the nodes KestrelSelect and KestrelNms.
 
     Args:
-        model: of task detection, in eval mode; copied, not changed.
+        model: of task detection, in eval mode; not changed.
+        is_folded: normalisation in the first convolution, as exported; False runs the model's
+            own preparation, which is what the export is proven against.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, is_folded: bool = True) -> None:
         super().__init__()
-        self.model, self.input = fold_input(model)
+        self.model, self.input = fold_input(model) if is_folded else (model, model.prepare)
         self.num_candidates = model.spec.num_candidates
         self.max_detections = model.spec.max_detections
 
