@@ -171,14 +171,20 @@ def version() -> str:
 
 
 def make_samples(model: Model, data: str) -> Samples:
-    """Network-size frames and what PyTorch answers, at the default thresholds."""
+    """Network-size frames and what PyTorch answers, at thresholds that vary from frame to frame.
+
+    Of four frames one runs at the defaults, one with scores from half of the default, one with
+    half of the classes switched off, one with a strict suppression: an engine that ignores its
+    thresholds shows.
+    """
     frames = network_frames(data, model.spec.size_hw, NUM_SAMPLES)
     count, num_classes = len(frames), len(model.spec.classes)
-    feeds = {
-        "image": frames,
-        "score_threshold": np.full((count, num_classes), model.spec.score_threshold, np.float32),
-        "iou_threshold": np.full((count,), model.spec.iou_threshold, np.float32),
-    }
+    scores = np.full((count, num_classes), model.spec.score_threshold, np.float32)
+    ious = np.full((count,), model.spec.iou_threshold, np.float32)
+    scores[1::4] *= 0.5
+    scores[2::4, ::2] = 1.1
+    ious[3::4] = 0.2
+    feeds = {"image": frames, "score_threshold": scores, "iou_threshold": ious}
     feeds = {spec.name: feeds[spec.name] for spec in INPUTS[model.task]}
     return Samples(feeds=feeds, results=torch_results(model, feeds))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ if not __package__:  # run by path: import from the repository root, not from th
 
 import numpy as np
 
-from export.proof.matching import NEAR_A_DECISION
 from runtime.contract.bundle import VERIFY_NAME, VERIFY_SCHEMA, Bundle, Kind
 from runtime.contract.errors import (
     EXIT_DONE,
@@ -28,6 +26,7 @@ from runtime.contract.errors import (
     run_script,
 )
 from runtime.contract.files import write_json
+from runtime.contract.limits import judge, limits_of
 
 BACKENDS = ("onnxruntime", "openvino")
 KINDS: tuple[Kind, ...] = ("portable", "plugin")
@@ -36,37 +35,6 @@ MAX_AP_DROP = 0.01
 NOTHING_FOUND = (
     "neither side finds anything on these frames at the default thresholds, so nothing was compared"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an artifact may differ by and still pass.
-
-    Attributes:
-        box_px, score: largest errors of matched results.
-        unmatched: share of all results.
-        near: a result this close to a threshold may be unmatched.
-        is_rounded: the worst hundredth of matched results may exceed box_px and score, and
-            unmatched results may lie anywhere: where two boxes of one object score nearly the same,
-            rounding decides which one is kept, and what that one suppresses.
-    """
-
-    box_px: float
-    score: float
-    unmatched: float
-    near: float
-    is_rounded: bool = False
-
-
-# fp16: half has 11 bits. On 500 street frames (5905 results) a small RetinaNet in half was off by
-# 0.024 px and 0.0005 in score at the 99th percentile; the most was 34 px, where the other of two
-# boxes was kept. 9 results (0.15 %) were unmatched, 8 of them within 0.0005 of a threshold, and AP
-# moved by 0.00001. The limits leave room for larger boxes (the error grows with the anchor) and
-# other networks; AP has the last word.
-LIMITS = {
-    "fp32": Limits(box_px=0.05, score=1e-3, unmatched=1e-3, near=NEAR_A_DECISION),
-    "fp16": Limits(box_px=0.5, score=0.01, unmatched=0.02, near=0.005, is_rounded=True),
-}
 
 
 def verify_bundle(
@@ -146,7 +114,7 @@ def verify_artifact(
     if not comparison.num_matched and not comparison.unmatched:
         session.close()
         return artifact | {"verdict": "not run", "reasons": [NOTHING_FOUND]}
-    limits = LIMITS.get(precision, LIMITS["fp16"])
+    limits = limits_of(precision)
     figures = comparison.summary(limits.near)
     artifact["audit"] = audit_artifact(bundle, session)
     reasons = [
@@ -184,24 +152,6 @@ def find_fault_of_type(bundle: Bundle, precision: str) -> str:
                 if fault:
                     return f"{path.name}: {fault}"
     return ""
-
-
-def judge(figures: dict[str, Any], limits: Limits) -> list[str]:
-    """Why an artifact differs too much, by what `Comparison.summary` counted."""
-    reasons = []
-    which = "p99" if limits.is_rounded else "max"
-    box, score = figures[f"{which}_box_error_px"], figures[f"{which}_score_error"]
-    if box > limits.box_px:
-        reasons.append(f"box error {box:.3g} px ({which}) > {limits.box_px} px")
-    if score > limits.score:
-        reasons.append(f"score error {score:.2g} ({which}) > {limits.score}")
-    share = figures["unmatched"] / max(1, figures["matched"])
-    if share > limits.unmatched or (figures["unexplained"] and not limits.is_rounded):
-        reasons.append(
-            f"{figures['unmatched']} results unmatched of {figures['matched']}, "
-            f"{figures['unexplained']} of them far from any threshold"
-        )
-    return reasons
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The rules of ARCHITECTURE.md, held by test: arrows, torch-freeness, names, length, registration."""
+"""The rules of ARCHITECTURE.md, held by test: arrows, torch-freeness, names, length."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def identify(path: Path) -> str:
 
 
 def imports(tree: ast.AST, *, only_at_import: bool = False) -> list[tuple[str, int]]:
-    """(module, line) of each import; those inside functions and TYPE_CHECKING blocks optionally not."""
+    """(module, line) of each import, or of those that run when the module is imported."""
     found: list[tuple[str, int]] = []
 
     def walk(node: ast.AST) -> None:

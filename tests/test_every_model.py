@@ -18,8 +18,8 @@ from export.graph.batch_norm import fold_batch_norms
 from export.graph.end_to_end import trace
 from export.graph.lint import lint
 from export.graph.operators import attach_functions
-from export.proof.matching import Comparison, compare_detections
 from export.tasks import task_module
+from runtime.contract.matching import Comparison, compare_detections
 from runtime.contract.outputs import INPUTS, OUTPUTS
 from training.errors import CheckpointError, TrainingError
 from training.loop.checkpoint import load_release, save_release

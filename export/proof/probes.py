@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.proof.matching import Rows, pairwise_iou
 from runtime.contract.manifest import Manifest
+from runtime.contract.matching import Rows, pairwise_iou
 from runtime.preprocess import Letterbox
 from runtime.sessions.base import Session
 from training.data.geometry import letterbox

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from export.bundling import torch_results
 from export.proof.frames import proof_samples
-from export.proof.matching import Comparison, Rows, compare_detections
 from export.proof.probes import (
     probe_batches,
     probe_letterbox,
@@ -23,6 +22,7 @@ from export.proof.probes import (
 from export.proof.sheet import write_sheet
 from runtime.contract.errors import BundleError
 from runtime.contract.manifest import Manifest
+from runtime.contract.matching import Comparison, Rows, compare_detections
 from runtime.preprocess import Letterbox
 from runtime.sessions.base import Session
 from runtime.tasks import load_task as runtime_task

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from export.proof.matching import Comparison, Rows, compare_detections
 from runtime.contract.files import write_bytes
+from runtime.contract.matching import Comparison, Rows, compare_detections
 
 AGREED_BGR = (120, 180, 60)
 ALONE_BGR = (40, 40, 230)

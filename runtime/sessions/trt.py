@@ -11,6 +11,7 @@ from runtime.contract.bundle import Bundle
 from runtime.contract.errors import SessionError
 from runtime.engines.build import BuildOptions
 from runtime.engines.cache import EngineFile, find_or_build
+from runtime.engines.check import check_engines
 from runtime.engines.flavour import Flavour, load_flavour
 from runtime.sessions.base import Feeds, Results
 from runtime.sessions.buffers import Cuda
@@ -41,13 +42,14 @@ def open_session(
     Raises:
         NoFlavourError: that TensorRT is not installed, or unusable.
         SessionError: no GPU, no cuda-python, out of memory, or TensorRT refuses the graph.
+        EngineError: an engine disagrees with PyTorch on the bundle's samples.
         BundleError: a file is missing or damaged.
     """
     toolkit = load_flavour(flavour)
     reason = why_no_gpu()  # asked first: TensorRT ends the process where there is no driver
     if reason:
         raise SessionError(f"{toolkit} needs a GPU: {reason}.")
-    return TrtSession(
+    session = TrtSession(
         bundle,
         precision,
         toolkit,
@@ -56,6 +58,12 @@ def open_session(
         build=build,
         engines_folder=engines_folder,
     )
+    try:
+        check_engines(session, bundle, session.engine_files)
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 class TrtSession:

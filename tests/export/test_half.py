@@ -19,10 +19,11 @@ from export.graph.walking import reads
 from export.precision.audit import find_type_fault, share_of_half
 from export.precision.half import to_half
 from export.precision.writing import name_files, write_files
-from export.proof.matching import Comparison, Unmatched, compare_detections
-from export.verify import LIMITS, MAX_AP_DROP, Limits, find_fault_of_type, judge, verify_artifact
+from export.verify import MAX_AP_DROP, find_fault_of_type, verify_artifact
 from runtime.contract.bundle import PRECISION_KEY, Bundle, hash_file
+from runtime.contract.limits import LIMITS, Limits, judge
 from runtime.contract.manifest import MANIFEST_NAME
+from runtime.contract.matching import Comparison, Unmatched, compare_detections
 
 # The tiny detector at the 99th percentile: 0.07 px and 0.0003 were seen. Its weights are random and
 # its scores nearly equal, so that rounding reorders them: 3 % of results had no partner.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from export.proof.matching import NEAR_A_DECISION, Comparison, compare_detections, pairwise_iou
+from runtime.contract.matching import NEAR_A_DECISION, Comparison, compare_detections, pairwise_iou
 
 THRESHOLD, IOU_THRESHOLD = 0.3, 0.5
 ROWS = 8

@@ -1,0 +1,69 @@
+"""An engine proves itself on the device it runs on: against PyTorch's results in samples.npz.
+
+That takes about a second, once: the verdict is kept in the engine's JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from runtime.contract.bundle import Bundle
+from runtime.contract.errors import EngineError
+from runtime.contract.limits import judge, limits_of
+from runtime.contract.matching import Comparison, compare_detections
+from runtime.contract.samples import Samples
+from runtime.engines.cache import EngineFile, record_verdict
+from runtime.sessions.base import Session
+
+BOX_TASKS = ("detection", "instance", "keypoints", "panoptic")
+
+log = logging.getLogger("kestrel.engines")
+
+
+def check_engines(session: Session, bundle: Bundle, engines: dict[str, EngineFile]) -> None:
+    """Run the samples through every engine that has not passed yet, and keep the verdicts.
+
+    Args:
+        session: that has the engines loaded.
+        bundle: where the samples lie.
+        engines: graph name to its engine; entries are replaced by those with the new verdict.
+
+    Raises:
+        EngineError: an engine disagrees with PyTorch, and the bundle does not allow that.
+    """
+    for graph, built in list(engines.items()):
+        if built.verdict == "pass":
+            continue
+        samples = bundle.samples(graph) if bundle.manifest.task in BOX_TASKS else None
+        if samples is None or not len(samples):
+            log.warning("engine of graph %r: not checked, the bundle has no samples for it", graph)
+            continue
+        reasons = find_faults(session, graph, samples)
+        engines[graph] = record_verdict(built, "fail" if reasons else "pass")
+        if reasons and not bundle.allow_unverified:
+            raise EngineError(
+                f"the {session.precision} engine of graph {graph!r} disagrees with PyTorch on "
+                f"{session.device}: {'; '.join(reasons)}. Use another precision or backend, or "
+                "load it all the same with --allow-unverified."
+            )
+
+
+def find_faults(session: Session, graph: str, samples: Samples) -> list[str]:
+    """Why a session's detections differ too much from the samples'; empty where they do not."""
+    comparison = Comparison()
+    for index in range(len(samples)):
+        feeds = _row(samples.feeds, index)
+        expected = _row(samples.results, index)
+        compare_detections(expected, session.run(feeds, graph), feeds, comparison, index)
+    limits = limits_of(session.precision)
+    figures: dict[str, Any] = comparison.summary(limits.near)
+    # Sixteen frames hold some hundred results: one at a threshold must not fail an engine.
+    allowed = max(limits.unmatched, 1.5 / max(1, figures["matched"]))
+    if figures["unexplained"] == 0 and figures["unmatched"] <= allowed * figures["matched"]:
+        figures["unmatched"] = 0
+    return judge(figures, limits)
+
+
+def _row(arrays: dict[str, Any], index: int) -> dict[str, Any]:
+    return {name: array[index : index + 1] for name, array in arrays.items()}
