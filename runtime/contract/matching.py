@@ -168,4 +168,5 @@ def pairwise_iou(boxes_a: NDArray[Any], boxes_b: NDArray[Any]) -> NDArray[np.flo
     inter = np.clip(high - low, 0, None).prod(-1)
     area_a = (a[..., 2:] - a[..., :2]).prod(-1)
     area_b = (b[..., 2:] - b[..., :2]).prod(-1)
-    return inter / np.maximum(area_a + area_b - inter, 1e-12)
+    iou: NDArray[np.float64] = inter / np.maximum(area_a + area_b - inter, 1e-12)
+    return iou
