@@ -24,13 +24,16 @@ def main() -> int:
     parser.add_argument("--split", default="val")
     parser.add_argument("--images", type=int, help="only the first N; default: all")
     parser.add_argument("--out", type=Path, help="write the scores as JSON")
+    parser.add_argument(
+        "--record", action="store_true", help="put the scores into the checkpoint's own header"
+    )
     args = parser.parse_args()
 
     from training.data import each_once, open_data
-    from training.loop.checkpoint import load_release
+    from training.loop.checkpoint import load_release, save_release
     from training.tasks import task_module
 
-    model, _ = load_release(args.checkpoint, args.model)
+    model, header = load_release(args.checkpoint, args.model)
     source = open_data(args.data, args.split)
     if tuple(source.classes) != model.spec.classes:
         raise TrainingError(
@@ -43,6 +46,10 @@ def main() -> int:
     for name, value in scores.items():
         print(f"{name:28} {value:.4f}")
     print(f"{count} images of {args.data} {args.split}")
+    if args.record:
+        finite = {k: v for k, v in scores.items() if math.isfinite(v)}
+        training = {**header["training"], "scored_on": f"{count} images of {args.data} {args.split}"}
+        save_release(args.checkpoint, header["model"], model, training=training, scores=finite)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         known = {k: v if math.isfinite(v) else None for k, v in scores.items()}  # JSON has no NaN

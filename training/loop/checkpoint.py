@@ -68,6 +68,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header)})
+        temporary.chmod(0o644)  # safetensors writes files that only their owner can read
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
