@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -141,8 +141,9 @@ class Predictor:
         largest = self._batches[-1]
         results: list[Detections] = []
         for start in range(0, len(frames_bgr), largest):
-            part = frames_bgr[start : start + largest]
-            results += self._submit(part, score_threshold, iou_threshold).results()
+            rows = slice(start, start + largest)
+            limits = (_rows_of(score_threshold, rows, 2), _rows_of(iou_threshold, rows, 1))
+            results += self._submit(frames_bgr[rows], *limits).results()
         return results
 
     def draw(self, frame_bgr: Frame, result: Detections) -> Frame:
@@ -303,3 +304,11 @@ class _BatchTicket:
         )
         predictor.timings = self.timings
         return self._results
+
+
+def _rows_of(threshold: Any, rows: slice, num_sides: int) -> Any:
+    """The rows of a threshold that has one for each frame; any other kind as it is."""
+    if threshold is None or isinstance(threshold, Mapping):
+        return threshold
+    values = np.asarray(threshold, np.float32)
+    return values[rows] if values.ndim == num_sides else threshold

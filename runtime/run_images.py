@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; the exit status."""
     options = _parse(arguments)
     out = Path(options.out)
-    _check_targets(out, options)
     files = find_images(options.images)
+    _check_targets(out, files, options)
     ids = _match_annotations(files, Path(options.image_ids)) if options.image_ids else None
     if ids is not None:
         files = [file for file in files if file.name in ids]
@@ -249,19 +249,40 @@ def _write_annotated(
 ) -> None:
     import cv2
 
-    target = folder / file.name
-    if target.suffix.lower() not in _WRITTEN_SUFFIXES:
-        target = target.with_name(f"{target.name}.jpg")
+    target = _annotated_place(folder, file)
     with replacing(target) as temporary:
         is_encoded, data = cv2.imencode(target.suffix, draw(frame, detections))
         assert is_encoded
         temporary.write_bytes(data.tobytes())
 
 
-def _check_targets(out: Path, options: argparse.Namespace) -> None:
+def _annotated_place(folder: Path, file: ImageFile) -> Path:
+    """Where an annotated image goes; kinds that cannot be written become JPEG."""
+    target = folder / file.name
+    if target.suffix.lower() not in _WRITTEN_SUFFIXES:
+        target = target.with_name(f"{target.name}.jpg")
+    return target
+
+
+def _check_targets(out: Path, files: Sequence[ImageFile], options: argparse.Namespace) -> None:
     """Find out before the run what would be regretted after it."""
     if out.is_dir():
         raise SinkError(f"--out {out} is a folder; expected a file such as {out}/results.json.")
+    bundle = Path(options.bundle)
+    read = {file.path.resolve() for file in files}
+    read |= {each.resolve() for each in (bundle.iterdir() if bundle.is_dir() else [bundle])}
+    targets = [out, out.with_suffix(".images.json")]
+    if options.image_ids:
+        read.add(Path(options.image_ids).resolve())
+        targets.pop()
+    if options.annotated:
+        targets += [_annotated_place(Path(options.annotated), file) for file in files]
+    for target in targets:
+        if target.resolve() in read:
+            raise SinkError(
+                f"output {target} is a file that this run reads; it would be overwritten. "
+                "Choose another place."
+            )
     if not options.annotated:
         return
     annotated = Path(options.annotated)

@@ -21,7 +21,7 @@ from runtime.pipeline.sinks import Sink, check_target
 from runtime.pipeline.sinks.json_lines import STDOUT, JsonLinesSink
 from runtime.pipeline.sinks.progress import ProgressSink
 from runtime.pipeline.sinks.video_file import SUFFIXES, open_video_sink
-from runtime.pipeline.sources import Source, open_source
+from runtime.pipeline.sources import Source, open_source, scheme_of
 from runtime.pipeline.stages import Pipeline, RunSummary
 from runtime.pipeline.stopping import StopSignal
 from runtime.pipeline.timing import StageTimes
@@ -123,7 +123,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _check_targets(args: argparse.Namespace) -> None:
     """Refuse outputs that cannot be, before the bundle is loaded."""
-    taken = [Path(args.source), Path(args.bundle)]
+    bundle = Path(args.bundle)
+    taken = [Path(args.source), Path(scheme_of(args.source)[1]), bundle]
+    taken += bundle.iterdir() if bundle.is_dir() else ()
     if args.out is not None:
         check_target(args.out, suffixes=SUFFIXES, taken=taken)
         taken.append(args.out)
@@ -134,15 +136,19 @@ def _check_targets(args: argparse.Namespace) -> None:
 def _open_sinks(args: argparse.Namespace, source: Source) -> list[Sink]:
     """Open all outputs; where one cannot be opened, those opened before it are removed."""
     sinks: list[Sink] = []
+    was_there = args.out is not None and args.out.exists()
     try:
-        if args.out is not None:
-            sinks.append(open_video_sink(args.out, size_wh=source.size_wh, fps=source.fps))
         if args.json is not None:
             sinks.append(JsonLinesSink(args.json))
+        if args.out is not None:
+            sinks.append(open_video_sink(args.out, size_wh=source.size_wh, fps=source.fps))
     except ValueError:
         for sink in sinks:
             sink.close()
-            Path(sink.target).unlink(missing_ok=True)
+            if args.json != STDOUT:
+                Path(sink.target).unlink(missing_ok=True)
+        if args.out is not None and not was_there:
+            args.out.unlink(missing_ok=True)
         raise
     if sys.stderr.isatty():
         sinks.append(ProgressSink(sys.stderr, source.num_promised))

@@ -24,6 +24,13 @@ def run_script(main: Callable[[], int]) -> int:
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {text}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except ImportError as error:
+        name = (error.name or "").split(".")[0] or "a package"
+        print(
+            f"error: {name} is missing or broken ({error}). See README.md for the extras.",
+            file=sys.stderr,
+        )
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 130

@@ -48,7 +48,8 @@ def main() -> int:
     print(f"{count} images of {args.data} {args.split}")
     if args.record:
         finite = {k: v for k, v in scores.items() if math.isfinite(v)}
-        training = {**header["training"], "scored_on": f"{count} images of {args.data} {args.split}"}
+        scored_on = f"{count} images of {args.data} {args.split}"
+        training = {**header["training"], "scored_on": scored_on}
         save_release(args.checkpoint, header["model"], model, training=training, scores=finite)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MATCH_IOU = 0.5  # below this two boxes are not the same object
-SAME_PLACE_PX = 0.01  # boxes this close are the same, also without an area that could overlap
+SAME_PLACE_PX = 0.5  # boxes this close may be the same, also without an area that could overlap
 NEAR_A_DECISION = 1e-4  # a score or an overlap this close to its threshold may fall either way
 
 
@@ -116,7 +116,7 @@ def _compare_frame(
     boxes_a, boxes_b = ours["boxes_xyxy"], theirs["boxes_xyxy"]
     iou = pairwise_iou(boxes_a, boxes_b)
     distance_px = np.abs(boxes_a[:, None] - boxes_b[None]).max(-1)  # (N, M)
-    iou = np.where(distance_px <= SAME_PLACE_PX, 1.0, iou)
+    iou = np.where(distance_px <= SAME_PLACE_PX, np.maximum(iou, 1 - distance_px), iou)
     same = ours["classes"][:, None] == theirs["classes"][None, :]
     iou = np.where(same, iou, -1.0)
     # Equal boxes of one class may both be kept at other scores: prefer the pair nearest in score.

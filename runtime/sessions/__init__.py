@@ -164,7 +164,12 @@ def _open(
         raise SessionError(
             f"backend {entry.name!r} has no option {unknown[0]!r}; it has {have}. Leave it out."
         )
-    return opener(bundle, chosen, **entry.fixed, **known)
+    try:
+        return opener(bundle, chosen, **entry.fixed, **known)
+    except ImportError as error:
+        raise SessionError(
+            f"{entry.package} is installed but cannot be imported ({error}). Install it again."
+        ) from None
 
 
 def why_absent(entry: Backend) -> str:

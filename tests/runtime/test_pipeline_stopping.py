@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -22,14 +21,24 @@ print("never")
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_is_heard_and_the_handler_put_back(number):
-    before = signal.getsignal(number)
-    with StopSignal() as stop:
-        assert not stop.is_set
-        os.kill(os.getpid(), number)
-        assert stop.is_set
-    assert signal.getsignal(number) is before
+ONCE = """
+import os, signal
+from runtime.pipeline.stopping import StopSignal
+before = signal.getsignal(signal.{name})
+with StopSignal() as stop:
+    assert not stop.is_set
+    os.kill(os.getpid(), signal.{name})
+    assert stop.is_set
+assert signal.getsignal(signal.{name}) is before
+print("heard")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_first_signal_is_heard_and_the_handler_put_back(name):
+    program = [sys.executable, "-c", ONCE.format(name=name)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=20, check=False)
+    assert done.stdout == "heard\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

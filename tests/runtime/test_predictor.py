@@ -204,3 +204,15 @@ def test_failed_verdict_is_refused_unless_allowed(tmp_path):
         runtime.load(folder, "onnxruntime")
     with runtime.load(folder, "onnxruntime", allow_unverified=True) as predictor:
         assert predictor.backend == "onnxruntime"
+
+
+def test_batch_beyond_the_largest_size_takes_thresholds_frame_by_frame(tmp_path):
+    folder = write_tiny_bundle(tmp_path, batches=(1, 2))
+    frames = [paint(48, 64, {0: (4, 4, 30, 30), 2: (34, 8, 60, 40)}) for _ in range(5)]
+    scores = np.full((5, 3), 0.1, np.float32)
+    scores[1::2] = 2.0  # everything off in every second frame
+    with runtime.load(folder, backend="onnxruntime") as predictor:
+        found = predictor.batch(frames, scores, np.full(5, 0.5, np.float32))
+        alone = [predictor(frame, row[None]) for frame, row in zip(frames, scores, strict=True)]
+    assert [len(each) for each in found] == [len(each) for each in alone]
+    assert len(found[1]) == len(found[3]) == 0

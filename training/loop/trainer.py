@@ -21,7 +21,7 @@ from tqdm import tqdm
 from training.data.augment import Augment
 from training.data.records import each_once
 from training.data.sample import Source
-from training.errors import CheckpointError
+from training.errors import CheckpointError, TrainingError
 from training.loop.averaging import AveragedModel
 from training.loop.checkpoint import (
     FORMAT,
@@ -149,7 +149,14 @@ class Trainer:
         self.model.train()
         while self.step < recipe.steps and not self._is_stopping:
             begin = time.perf_counter()
-            images, targets = next(feed)
+            try:
+                images, targets = next(feed)
+            except RuntimeError as error:  # a loader process died
+                self._save_state(history)
+                raise TrainingError(
+                    f"a process that loads data died at step {self.step} ({error}); the run's "
+                    "state is saved. Continue with --resume, with --workers 0 where memory is short."
+                ) from None
             self.wait_s += time.perf_counter() - begin
             losses, norm = self._train_step(images, targets)
             self.step += 1

@@ -84,7 +84,7 @@ class VideoFileSink(Sink):
 
         self.target = str(path)
         container = CONTAINERS[path.suffix.lower()]
-        rate = Fraction(fps).limit_denominator(1001)
+        rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
         self._clock = CLOCK if container.has_clock else 1 / rate
         self._fit = PictureFit(size_wh)
         self._errors = (OSError, av.error.FFmpegError)
@@ -177,6 +177,7 @@ class OpencvVideoSink(Sink):
         self._fit = PictureFit(size_wh)
         code = cv2.VideoWriter.fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(self.target, code, fps, self._fit.size_wh)
+        self._num_written = 0
         if not self._writer.isOpened():
             raise SinkError(
                 f"output {path} cannot be opened by OpenCV; expected a writable place and one of "
@@ -185,9 +186,23 @@ class OpencvVideoSink(Sink):
 
     def write(self, result: FrameResult) -> None:
         self._writer.write(self._fit(result.frame.image_bgr))
+        self._num_written += 1
 
     def close(self) -> None:
+        """Close the file and read it again: OpenCV reports no error, a full disk least of all."""
+        import cv2
+
+        if not self._writer.isOpened():
+            return
         self._writer.release()
+        capture = cv2.VideoCapture(self.target)
+        found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        capture.release()
+        if found < self._num_written:
+            raise SinkError(
+                f"output {self.target} holds {found} of {self._num_written} frames: the disk is "
+                "full, or OpenCV's encoder failed. Free some space, or install PyAV."
+            )
 
 
 class PictureFit:

@@ -101,7 +101,10 @@ def read_image(path: Path) -> Image | None:
         return None
     if data.size == 0:
         return None
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    except cv2.error:  # a size beyond OpenCV's own limit
+        return None
     return None if image is None else image.astype(np.uint8, copy=False)
 
 
