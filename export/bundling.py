@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from export.graph.batch_norm import fold_batch_norms
@@ -123,12 +124,18 @@ def with_fitting_candidates(model: Model) -> Spec:
 def _write_graphs(
     model: Model, options: ExportOptions, header: dict[str, Any], path: Path, folder: Path
 ) -> Manifest:
-    base = trace(model)
-    fold_batch_norms(base)
+    base = trace_base(model)
     graph = name_files("model", options.precisions)
     manifest = describe(model, options, header, path, graph)
     complete = write_files(base, "model", manifest, folder)
     return dataclasses.replace(manifest, graphs={"model": complete})
+
+
+def trace_base(model: Model) -> onnx.ModelProto:
+    """The float32 graph that every precision is made of."""
+    base = trace(model)
+    fold_batch_norms(base)
+    return base
 
 
 def describe(

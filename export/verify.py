@@ -17,7 +17,7 @@ if not __package__:  # run by path: import from the repository root, not from th
 
 import numpy as np
 
-from runtime.contract.bundle import VERIFY_NAME, VERIFY_SCHEMA, Bundle, Kind
+from runtime.contract.bundle import VERIFY_NAME, VERIFY_SCHEMA, Bundle
 from runtime.contract.errors import (
     EXIT_DONE,
     EXIT_VERDICT_FAIL,
@@ -29,7 +29,6 @@ from runtime.contract.files import write_json
 from runtime.contract.limits import judge, limits_of
 
 BACKENDS = ("onnxruntime", "openvino")
-KINDS: tuple[Kind, ...] = ("portable", "plugin")
 QUICK_IMAGES = 64
 MAX_AP_DROP = 0.01
 NOTHING_FOUND = (
@@ -70,6 +69,7 @@ def verify_bundle(
         out=path,
     )
     reference = Reference.make(find_checkpoint(options), manifest, data, num_images)
+    reference.faults.extend(reference.check_samples(bundle.samples()))
     artifacts = [
         verify_artifact(bundle, precision, backend, reference, max_ap_drop)
         for precision in manifest.precisions
@@ -92,6 +92,7 @@ def verify_artifact(
 ) -> dict[str, Any]:
     """One precision on one backend: parity and AP, with a verdict and its reasons."""
     from export.proof.auditing import audit_artifact
+    from export.proof.files import find_file_fault
     from runtime.contract.errors import SessionError
     from runtime.sessions import BACKENDS as SESSIONS
     from runtime.sessions import open_session, why_absent
@@ -101,7 +102,7 @@ def verify_artifact(
     absence = why_absent(entry)
     if absence:
         return artifact | {"verdict": "not run", "reasons": [absence]}
-    fault = find_fault_of_type(bundle, precision)
+    fault = find_file_fault(bundle, precision)
     if fault:
         return artifact | {"verdict": "fail", "reasons": [fault]}
     options = {"device": "cpu"} if backend == "onnxruntime" else {}
@@ -129,6 +130,8 @@ def verify_artifact(
         if reference.ap - ap > max_ap_drop:
             reasons.append(f"AP {ap:.4f}; the checkpoint has {reference.ap:.4f}")
     session.close()
+    if len(reasons) > len(reference.faults):
+        reasons.extend(reference.explain(bundle, precision))
     if reasons or comparison.unmatched:
         sheet = bundle.folder / f"verify.{precision}.{backend}.png"
         artifact["worst_frames"] = reference.draw(sheet, outputs)
@@ -136,22 +139,6 @@ def verify_artifact(
     worst = sorted(comparison.unmatched, key=lambda u: -u.margin)[:10]
     listed = [{name: _plain(getattr(u, name)) for name in u.__dataclass_fields__} for u in worst]
     return artifact | figures | {"verdict": verdict, "reasons": reasons, "worst": listed}
-
-
-def find_fault_of_type(bundle: Bundle, precision: str) -> str:
-    """Say which file of a precision computes in another one; empty where none does."""
-    import onnx
-
-    from export.precision.audit import find_type_fault
-
-    for graph in bundle.manifest.graphs:
-        for kind in KINDS:
-            if bundle.has_file(graph, precision, kind):
-                path = bundle.file(graph, precision, kind)
-                fault = find_type_fault(onnx.load(path, load_external_data=False), precision)
-                if fault:
-                    return f"{path.name}: {fault}"
-    return ""
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx.defs
 import onnx.helper
@@ -162,6 +163,28 @@ def _check_image_input(subject: Subject) -> Iterator[tuple[str, str]]:
             yield label(node), f"{node.op_type} reads {IMAGE!r}; TensorRT allows Cast only there."
 
 
+def _check_unread_input(subject: Subject) -> Iterator[tuple[str, str]]:
+    read = {name for node in subject.model.graph.node for name in reads(node)}
+    for info in subject.inputs():
+        if info.name not in read:
+            yield info.name, "nothing reads this input, so it has no effect. Connect or drop it."
+
+
+def _check_finite(subject: Subject) -> Iterator[tuple[str, str]]:
+    products = {
+        name for n in walk(subject.model.graph.node) if n.op_type in BF16_SINKS for name in n.input
+    }
+    for tensor in subject.model.graph.initializer:
+        is_float = tensor.data_type in (TensorProto.FLOAT, *OTHER_FLOATS)
+        if not is_float or tensor.data_location == TensorProto.EXTERNAL:
+            continue
+        value = onnx.numpy_helper.to_array(tensor).astype("float64")
+        is_wrong = ~np.isfinite(value) if tensor.name in products else np.isnan(value)
+        if is_wrong.any():
+            found = f"{np.count_nonzero(is_wrong)} of {value.size} values are NaN or infinite"
+            yield tensor.name, f"{found}, expected numbers. Train again, or mend the checkpoint."
+
+
 # -------------------------------------------------------------------------------------- operators
 
 
@@ -310,6 +333,8 @@ RULES: dict[str, Callable[[Subject], Iterator[tuple[str, str]]]] = {
     "batch": _check_batch,
     "types": _check_types,
     "image-input": _check_image_input,
+    "unread-input": _check_unread_input,
+    "finite": _check_finite,
     "unsupported-op": _check_unsupported,
     "topk-limit": _check_topk,
     "grid-sample": _check_grid_sample,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
-from export.graph.walking import walk
-from export.precision.regions import PRODUCTS
+from export.graph.select import DOMAIN
+from export.graph.walking import label, reads, walk
+from export.precision.regions import PRODUCTS, fits_half
 
 # Of an fp16 file; the rest are nodes whose constants half cannot hold, and products after a
-# selection, which have few weights.
-MIN_HALF = 0.9
+# selection. A layer that half could hold is found by itself; how much of the work is done in half
+# is what `runtime/engines/audit.py` judges.
+MIN_HALF = 0.5
 HALF_SHARES = {"fp32": (0.0, 0.0), "fp16": (MIN_HALF, 1.0)}
 
 
@@ -47,9 +49,39 @@ def find_type_fault(model: onnx.ModelProto, precision: str) -> str:
         return ""
     low, high = HALF_SHARES[precision]
     share = share_of_half(model)
-    if low <= share <= high:
-        return ""
+    if not low <= share <= high:
+        return (
+            f"{share:.0%} of its weights are half, expected {low:.0%} to {high:.0%} of "
+            f"{precision}. Export again."
+        )
+    left = find_left_in_float32(model) if high else ""
+    if left:
+        return f"{left} computes in float32 although half holds its weights. Export again."
+    return ""
+
+
+def find_left_in_float32(model: onnx.ModelProto) -> str:
+    """Name a product before the selection that could be half and is not; empty without one.
+
+    External weights that are not loaded are taken for ones that half cannot hold.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    selected: set[str] = set()
+    for node in model.graph.node:
+        read = reads(node)
+        if node.op_type == "TopK" or node.domain == DOMAIN or not selected.isdisjoint(read):
+            selected.update(node.output)
+            continue
+        held = [weights[name] for name in node.input if name in weights]
+        if node.op_type in PRODUCTS and held and all(map(_could_be_half, held)):
+            return label(node)
+    return ""
+
+
+def _could_be_half(tensor: TensorProto) -> bool:
+    is_here = tensor.data_location != TensorProto.EXTERNAL
     return (
-        f"{share:.0%} of its weights are half, expected {low:.0%} to {high:.0%} of {precision}. "
-        "Export again."
+        is_here
+        and tensor.data_type == TensorProto.FLOAT
+        and fits_half(numpy_helper.to_array(tensor))
     )

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.contract.limits import judge, limits_of
 from runtime.contract.manifest import Manifest
-from runtime.contract.matching import Rows, pairwise_iou
+from runtime.contract.matching import Comparison, Rows, compare_detections, pairwise_iou
+from runtime.contract.samples import Samples
 from runtime.preprocess import Letterbox
 from runtime.sessions.base import Session
 from training.data.geometry import letterbox
@@ -55,6 +57,27 @@ def probe_letterbox(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
         if len(boxes) and np.abs(boxes - sample.boxes_xyxy).max() > SAME_BOX_PX:
             return [f"the letterbox of {sample.file_name} does not map boxes back"]
     return []
+
+
+def probe_sample_shapes(manifest: Manifest, samples: Samples) -> list[str]:
+    """Types and shapes of samples.npz against the manifest's."""
+    sizes = manifest.sizes(len(samples))
+    for spec in (*manifest.inputs, *manifest.outputs):
+        array = samples.feeds.get(spec.name, samples.results.get(spec.name))
+        found = "absent" if array is None else f"{array.dtype} {array.shape}"
+        expected = f"{spec.dtype} {spec.resolved(sizes)}"
+        if found != expected:
+            return [f"the samples' {spec.name} is {found}; expected {expected}"]
+    return []
+
+
+def probe_samples(samples: Samples, results: Rows) -> list[str]:
+    """The results in samples.npz, which engines are held against, against PyTorch's own."""
+    comparison = Comparison()
+    compare_detections(results, samples.results, samples.feeds, comparison)
+    limits = limits_of("fp32")
+    faults = judge(comparison.summary(limits.near), limits)
+    return [f"the samples are not PyTorch's results: {fault}" for fault in faults]
 
 
 def probe_thresholds(
@@ -119,7 +142,11 @@ def _probe_iou(session: Session, base: Rows) -> list[str]:
 
 
 def probe_batches(session: Session, manifest: Manifest, feeds: Rows) -> list[str]:
-    """Whether a batch gives what its frames give alone, for every batch size of the manifest."""
+    """Whether a batch gives what its frames give alone, for every batch size of the manifest.
+
+    Each frame has thresholds of its own, so that a graph that takes the first frame's shows.
+    """
+    feeds = _with_own_thresholds(feeds)
     for batch in manifest.batches:
         if batch == 1 or batch > len(feeds["image"]):
             continue
@@ -128,8 +155,19 @@ def probe_batches(session: Session, manifest: Manifest, feeds: Rows) -> list[str
             alone = _rows(session.run({n: v[index : index + 1] for n, v in feeds.items()}))
             found = _rows({name: value[index : index + 1] for name, value in together.items()})
             if not _are_same(alone, found):
-                return [f"frame {index} of a batch of {batch} differs from the same frame alone"]
+                return [
+                    f"frame {index} of a batch of {batch}, each with thresholds of its own, "
+                    "differs from the same frame alone"
+                ]
     return []
+
+
+def _with_own_thresholds(feeds: Rows) -> Rows:
+    """Of four frames the second has a strict suppression, the third every other class off."""
+    scores, ious = feeds["score_threshold"].copy(), feeds["iou_threshold"].copy()
+    ious[1::4] = STRICT_IOU
+    scores[2::4, ::2] = 1.1
+    return {**feeds, "score_threshold": scores, "iou_threshold": ious}
 
 
 def _rows(outputs: dict[str, Any]) -> Rows:

@@ -9,20 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from export.bundling import torch_results
+from export import bundling
+from export.bundling import torch_results, with_fitting_candidates
+from export.graph.operators import attach_functions
+from export.precision.writing import CONVERSIONS
+from export.proof.diagnosis import find_changes
 from export.proof.frames import proof_samples
 from export.proof.probes import (
     probe_batches,
     probe_letterbox,
     probe_manifest,
+    probe_sample_shapes,
+    probe_samples,
     probe_thresholds,
 )
 from export.proof.sheet import write_sheet
+from runtime.contract.bundle import Bundle
 from runtime.contract.errors import BundleError
 from runtime.contract.manifest import Manifest
 from runtime.contract.matching import Comparison, Rows, compare_detections
+from runtime.contract.samples import Samples
 from runtime.preprocess import Letterbox
 from runtime.sessions.base import Session
 from runtime.tasks import load_task as runtime_task
@@ -41,14 +50,17 @@ class Reference:
     """Frames, PyTorch's answers, and the checkpoint's AP on them.
 
     Attributes:
+        model: the checkpoint's, at the bundle's size.
         manifest: of the bundle under proof.
         samples: labelled frames of any size.
         frames: (N, H, W, 3) uint8, letterboxed by the runtime's own definition.
         feeds, results: of the graph, at the default thresholds.
         ap: of the checkpoint by training's own path; None where the data has other classes.
-        faults: of the manifest, which every artifact of the bundle shares.
+        faults: of the manifest and the samples, which every artifact of the bundle shares.
+        base: the model's graph as a fresh export traces it, once it was asked for.
     """
 
+    model: Model
     manifest: Manifest
     samples: list[Sample]
     frames: NDArray[np.uint8]
@@ -56,11 +68,10 @@ class Reference:
     results: dict[str, NDArray[Any]]
     ap: float | None
     faults: list[str]
+    base: onnx.ModelProto | None = None
 
     @classmethod
-    def make(
-        cls, checkpoint: Path, manifest: Manifest, data: str, count: int | None
-    ) -> Reference:
+    def make(cls, checkpoint: Path, manifest: Manifest, data: str, count: int | None) -> Reference:
         """Run the checkpoint on `count` frames, or on all of the split.
 
         Raises:
@@ -76,6 +87,7 @@ class Reference:
         model, _ = load_release(checkpoint, manifest.model)
         size_hw = (manifest.geometry.height, manifest.geometry.width)
         model.spec = dataclasses.replace(model.spec, size_hw=size_hw)
+        model.spec = with_fitting_candidates(model)
         faults = probe_manifest(manifest, model.spec)
         samples = list(proof_samples(data, count))
         boxes = [Letterbox.fit(s.image.shape[:2], manifest.geometry) for s in samples]
@@ -83,6 +95,7 @@ class Reference:
         thresholds = runtime_task(manifest.task).thresholds(manifest, len(frames))
         feeds = {"image": frames, **thresholds}
         return cls(
+            model,
             manifest,
             samples,
             frames,
@@ -112,6 +125,22 @@ class Reference:
             *probe_thresholds(session, self.manifest, self.frames[:PROBED_FRAMES], limits),
             *probe_batches(session, self.manifest, few),
         ]
+
+    def check_samples(self, samples: Samples | None) -> list[str]:
+        """Whether samples.npz, which engines are held against, holds PyTorch's results."""
+        if samples is None:
+            return []
+        faults = probe_sample_shapes(self.manifest, samples)
+        return faults or probe_samples(samples, torch_results(self.model, samples.feeds))
+
+    def explain(self, bundle: Bundle, precision: str) -> list[str]:
+        """Where a failing artifact's graph differs from a fresh export of the checkpoint."""
+        if self.base is None:
+            self.base = bundling.trace_base(self.model)
+        typed = CONVERSIONS[precision](self.base)
+        fresh = attach_functions(typed, early_exit=True, inline=True)
+        path = bundle.file("model", precision)
+        return [f"{path.name}: {change}" for change in find_changes(onnx.load(path), fresh)]
 
     def draw(self, path: Path, outputs: Sequence[Rows]) -> list[int]:
         """Write the worst frames as a picture; see `export.proof.sheet.write_sheet`."""

@@ -7,6 +7,7 @@ of every array counts the samples.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_samples(path: Path, graph: str = "model") -> Samples | None:
                 owner, kind, name = key.split("/", 2)
                 if owner == graph:
                     found[kind][name] = archive[key]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         raise BundleError(
             f"{path} is damaged; expected an archive of samples. Export the bundle again."
         ) from None

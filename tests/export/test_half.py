@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,9 @@ from export.graph.lint import lint
 from export.graph.walking import reads
 from export.precision.audit import find_type_fault, share_of_half
 from export.precision.half import to_half
-from export.precision.writing import name_files, write_files
-from export.verify import MAX_AP_DROP, find_fault_of_type, verify_artifact
+from export.precision.writing import write_files
+from export.proof.files import find_file_fault
+from export.verify import MAX_AP_DROP, verify_artifact
 from runtime.contract.bundle import PRECISION_KEY, Bundle, hash_file
 from runtime.contract.limits import LIMITS, Limits, judge
 from runtime.contract.manifest import MANIFEST_NAME
@@ -31,30 +31,6 @@ BOX_PX, SCORE = 0.3, 0.002
 MATCHED = 0.9
 
 # ------------------------------------------------------------------------------- a real detector
-
-
-@pytest.fixture(scope="module")
-def both(written_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle in fp32 and fp16, made of its float32 graph without another trace."""
-    folder = Path(shutil.copytree(written_bundle, tmp_path_factory.mktemp("both") / "tiny"))
-    base = onnx.load(folder / "model.fp32.plugin.onnx")
-    del base.functions[:]
-    precisions = ("fp32", "fp16")
-    manifest = dataclasses.replace(
-        Bundle.open(folder).manifest,
-        precisions=precisions,
-        graphs={"model": name_files("model", precisions)},
-    )
-    graphs = {"model": write_files(base, "model", manifest, folder)}
-    text = dataclasses.replace(manifest, graphs=graphs).to_json()
-    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def both_to_change(both: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(both, tmp_path / "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +151,8 @@ def plant_float32(folder: Path, name: str, source: str) -> None:
 def test_float32_file_under_the_name_of_fp16_is_found(both_to_change):
     plant_float32(both_to_change, "model.fp16.onnx", "model.fp32.onnx")
     bundle = Bundle.open(both_to_change)
-    assert find_fault_of_type(bundle, "fp16").startswith("model.fp16.onnx: 0% of its weights")
-    assert find_fault_of_type(bundle, "fp32") == ""
+    assert find_file_fault(bundle, "fp16").startswith("model.fp16.onnx: 0% of its weights")
+    assert find_file_fault(bundle, "fp32") == ""
 
 
 def test_files_say_their_precision_and_carry_the_manifest(both):

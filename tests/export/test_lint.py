@@ -238,6 +238,21 @@ FAULTS: dict[str, tuple[str, Callable[[], onnx.ModelProto]]] = {
         ),
     ),
     "selection that ends in a MatMul": ("bf16-reach", bf16_only),
+    "input that nothing reads": (
+        "unread-input",
+        lambda: parse(
+            ("Less(score_threshold, best)", "Less(best, best)"),
+            ("Where(passes, best, score_threshold)", "Where(passes, best, best)"),
+        ),
+    ),
+    "weight that is no number": (
+        "finite",
+        lambda: parse(("{1, 2, 3, 4, 5, 6}", "{1, 2, 3, 4, 5, nan}")),
+    ),
+    "weight that is infinite": (
+        "finite",
+        lambda: parse(("{1, 2, 3, 4, 5, 6}", "{1, 2, 3, 4, 5, inf}")),
+    ),
 }
 
 

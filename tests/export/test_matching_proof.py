@@ -91,6 +91,13 @@ def test_box_without_area_matches_its_twin():
     assert compare(results((edge, 0.9, 0)), results((edge, 0.9, 0))).unmatched == []
 
 
+def test_box_without_area_matches_one_a_rounding_away_and_tells_the_error():
+    edge, moved = [0.0, 0, 117.36, 0], [0.0, 0, 117.39, 0]
+    found = compare(results((edge, 0.9, 0)), results((moved, 0.9, 0)))
+    assert found.unmatched == []
+    assert found.max_box_error_px == pytest.approx(0.03, abs=1e-4)
+
+
 @pytest.mark.parametrize("place", ["boxes_xyxy", "scores"])
 def test_nan_matches_nothing_and_is_not_explained(place):
     spoilt = results((BOX, 0.9, 0))

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from calling import Done, call
+from planting import (
+    FAILED,
+    IMAGES,
+    PASSED,
+    REFUSED,
+    artifacts,
+    change_manifest,
+    replace_graph,
+    verify,
+)
 from tiny_models import tiny_model, tiny_spec
 
 import export.proof.reference
-import export.verify
 import runtime.sessions
-from runtime.contract.bundle import VERIFY_NAME, Bundle, hash_file
-from runtime.contract.manifest import MANIFEST_NAME
+from runtime.contract.bundle import VERIFY_NAME, Bundle
 from training.loop.checkpoint import save_release
-
-IMAGES = 4
-PASSED, FAILED, REFUSED = 0, 1, 2
-
-
-@pytest.fixture
-def one_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export.verify, "BACKENDS", ("onnxruntime",))
 
 
 @pytest.fixture
@@ -43,20 +43,6 @@ def fault(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(export.proof.reference, "torch_results", changed)
 
     return plant
-
-
-def verify(bundle: Path, checkpoint: Path, data: Path, *more: object) -> Done:
-    options = ("--checkpoint", checkpoint, "--data", data, "--images", IMAGES)
-    return call("export.verify", bundle, *options, *more)
-
-
-def artifacts(bundle: Path) -> list[dict]:
-    return json.loads((bundle / VERIFY_NAME).read_text())["artifacts"]
-
-
-def change_manifest(bundle: Path, **changes: object) -> None:
-    path = bundle / MANIFEST_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_faithful_bundle_passes_on_every_cpu_backend(tiny_exported, tiny_checkpoint, discs):
@@ -154,17 +140,6 @@ def test_graph_that_a_present_backend_refuses_turns_the_verdict_to_fail(
     assert "FancyRelu" in artifacts(tiny_exported)[0]["reasons"][0]
 
 
-def replace_graph(bundle: Path, change) -> None:
-    """Change the graph and give it the right hash, as a faulty export would."""
-    path = bundle / "model.fp32.onnx"
-    proto = onnx.load(path)
-    change(proto.graph)
-    path.write_bytes(proto.SerializeToString())
-    graphs = json.loads((bundle / MANIFEST_NAME).read_text())["graphs"]
-    graphs["model"]["sha256"][path.name] = hash_file(path)
-    change_manifest(bundle, graphs=graphs)
-
-
 def scale_a_bias(graph: onnx.GraphProto) -> None:
     bias = next(t for t in graph.initializer if t.name.endswith("scores.predict.bias"))
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) * 0.99, bias.name))
@@ -223,10 +198,13 @@ def test_changed_graph_is_refused_by_its_hash(tiny_exported, tiny_checkpoint, di
 
 
 def test_bundle_is_verified_on_data_of_other_classes_without_ap(
-    tiny_exported, tiny_checkpoint, discs, one_backend, monkeypatch
+    tiny_exported, tiny_checkpoint, discs, one_backend, tmp_path
 ):
-    change_manifest(tiny_exported, classes=["a", "b", "c"])
-    assert verify(tiny_exported, tiny_checkpoint, discs).returncode == PASSED
+    others = Path(shutil.copytree(discs, tmp_path / "others"))
+    labels = others / "val" / "_annotations.coco.json"
+    labels.write_text(labels.read_text().replace('"pink"', '"rose"'))
+    done = verify(tiny_exported, tiny_checkpoint, others)
+    assert done.returncode == PASSED, done.stdout
     document = json.loads((tiny_exported / VERIFY_NAME).read_text())
     assert document["AP_checkpoint"] is None
     assert "AP" not in document["artifacts"][0]

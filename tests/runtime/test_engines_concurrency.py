@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import random
 import signal
@@ -25,12 +26,26 @@ from runtime.engines.flavour import make_flavour
 from runtime.engines.locking import locked
 
 ORIN = Device("Orin", "8.7")
-NUM_KILLS = 6
+NUM_KILLS, NUM_KILLS_SLOW = 6, 30
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="needs TensorRT-RTX to build real engines",
 )
+
+# The child says when it begins, and then builds or finds its engine again and again.
+AND_LOADS = """
+import runtime.engines
+build = runtime.engines.build_all
+def build_and_load(*arguments, **options):
+    print("begins", flush=True)
+    while True:
+        for built in build(*arguments, **options):
+            built.plan()
+        print("loaded", flush=True)
+import tensorrt_rtx
+runtime.engines.build_all = build_and_load
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +125,44 @@ def test_killed_builders_never_break_the_cache(tmp_path):
     assert out.startswith("True"), err
     assert len(files_in(folder / "engines")) == 2  # left-overs are swept, locks too
     assert not build_all(folder, flavour="tensorrt_rtx")[0].is_new
+
+
+def wait_for_line(child: subprocess.Popen, said: str) -> None:
+    line = child.stdout.readline()
+    assert line.startswith(said), child.stderr.read() if child.poll() is not None else line
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_builders_and_loaders_killed_at_any_moment_leave_a_cache_that_works(tmp_path):
+    folder = write_tiny_bundle(tmp_path / "bundle", num_samples=0)
+    engines = folder / "engines"
+    chance = random.Random(30)
+    child = start_builder(folder, AND_LOADS)
+    wait_for_line(child, "begins")
+    began = time.monotonic()
+    wait_for_line(child, "loaded")
+    takes = time.monotonic() - began  # one build and one load
+    child.kill()
+    child.communicate(timeout=CHILD_TIMEOUT_S)
+    were_new = []
+    for kill in range(NUM_KILLS_SLOW):
+        is_build = kill % 3 != 2  # one of three only finds and reads what is there
+        for path in engines.glob("[!.]*") if is_build else ():
+            path.unlink()
+        child = start_builder(folder, AND_LOADS)
+        wait_for_line(child, "begins")
+        time.sleep(chance.uniform(0, takes))
+        child.kill()
+        child.communicate(timeout=CHILD_TIMEOUT_S)
+        assert child.returncode == -signal.SIGKILL
+        (built,) = build_all(folder, flavour="tensorrt_rtx")
+        were_new.append(built.is_new)
+        assert hashlib.sha256(built.path.read_bytes()).hexdigest() == built.record["sha256"]
+        whole = [built.path.name, built.path.with_suffix(".json").name]
+        assert [name for name in files_in(engines) if not name.startswith(".")] == whole
+    assert {*were_new} == {True, False}  # kills fell before an engine was whole, and after
 
 
 def test_lock_is_let_go_when_its_holder_is_killed(tmp_path):

@@ -155,7 +155,7 @@ class Trainer:
                 self._save_state(history)
                 raise TrainingError(
                     f"a process that loads data died at step {self.step} ({error}); the run's "
-                    "state is saved. Continue with --resume, with --workers 0 where memory is short."
+                    "state is saved. Continue with --resume, or --workers 0 if memory is short."
                 ) from None
             self.wait_s += time.perf_counter() - begin
             losses, norm = self._train_step(images, targets)

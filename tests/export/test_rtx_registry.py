@@ -1,0 +1,94 @@
+"""TensorRT-RTX builds without a GPU: every registered model, for every GPU that it knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import shrunk, tiny_model
+
+from export.bundling import describe, trace_base
+from export.precision.writing import name_files, write_files
+from runtime.contract.bundle import Bundle
+from runtime.contract.manifest import MANIFEST_NAME
+from runtime.engines import BuildOptions, build_all, load_flavour
+from training.loop.checkpoint import load_release, save_release
+from training.models import REGISTRY, model_variant
+
+pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build real engines")
+
+NOT_A_TARGET = {"NONE", "CURRENT"}  # CURRENT is the GPU of this machine
+TARGETS = tuple(
+    name
+    for name in load_flavour("tensorrt_rtx").module.ComputeCapability.__members__
+    if name not in NOT_A_TARGET
+)
+CASES = [
+    (name, variant)
+    for name, place in REGISTRY.items()
+    for variant in importlib.import_module(place.split(":")[0]).VARIANTS
+]
+PRECISIONS = ("fp32", "fp16")
+_written: dict[tuple[str, str], Path] = {}
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path, monkeypatch):
+    """No test writes into the user's real cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(name: str, variant: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of one variant at a small size, traced once."""
+    if (name, variant) not in _written:
+        out = tmp_path_factory.mktemp(f"{name}-{variant}")
+        checkpoint = out / "model.safetensors"
+        spec = shrunk(model_variant(name, variant).spec)
+        save_release(checkpoint, name, tiny_model(name, spec), training={"data": "x"}, scores={})
+        _written[(name, variant)] = write_graphs(name, checkpoint, out)
+    return _written[(name, variant)]
+
+
+def write_graphs(name: str, checkpoint: Path, out: Path) -> Path:
+    from export.bundling import ExportOptions
+
+    model, header = load_release(checkpoint, name)
+    options = ExportOptions(
+        model=name, variant=None, checkpoint=checkpoint, size_hw=None, out=out,
+        precisions=PRECISIONS,
+    )  # fmt: skip
+    manifest = describe(model, options, header, checkpoint, name_files("model", PRECISIONS))
+    graph = write_files(trace_base(model), "model", manifest, out)
+    text = dataclasses.replace(manifest, graphs={"model": graph}).to_json()
+    (out / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    return out
+
+
+def check_builds(folder: Path, target: str) -> None:
+    engines = build_all(folder, flavour="tensorrt_rtx", options=BuildOptions(targets=(target,)))
+    assert [e.record["identity"]["precision"] for e in engines] == list(PRECISIONS)
+    assert all(engine.is_new for engine in engines)
+    for engine in engines:
+        assert engine.record["identity"]["flags"]["targets"] == [target]
+        assert len(np.frombuffer(engine.plan(), np.uint8)) == engine.record["size_bytes"] > 0
+
+
+def test_module_offers_the_gpus_that_it_is_made_for():
+    assert {"SM86", "SM89"} <= {*TARGETS}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_small_model_builds_for(target, both_to_change):
+    check_builds(both_to_change, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant"), CASES, ids=["-".join(case) for case in CASES])
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_variant_builds_for(target, name, variant, folder):
+    check_builds(folder, target)
+    assert Bundle.open(folder).manifest.precisions == PRECISIONS
