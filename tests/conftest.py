@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from runtime.pipeline.stopping import handle_signals_on_the_normal_stack
+
 
 @pytest.fixture(scope="session")
 def discs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -76,3 +78,9 @@ def written_bundle(
 def tiny_exported(written_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may change."""
     return Path(shutil.copytree(written_bundle, tmp_path / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _signals_on_the_normal_stack():
+    """Tests that raise signals share the process with those that compiled in OpenVINO."""
+    handle_signals_on_the_normal_stack()

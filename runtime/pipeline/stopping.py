@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SS_DISABLE = 2  # <signal.h> of Linux
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of <signal.h>."""
+
+    _fields_ = (
+        ("place", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("size", ctypes.c_size_t),
+    )
+
+
+def handle_signals_on_the_normal_stack() -> None:
+    """Give up this thread's alternate signal stack; OpenVINO sets one when it compiles.
+
+    It is of the kernel's least size. Python's handler may need more on it, where the dynamic linker
+    saves AVX-512 registers to bind a symbol: Ctrl-C then ends in a segmentation fault.
+    """
+    if sys.platform != "linux":
+        return
+    disabled = _SignalStack(None, _SS_DISABLE, 0)
+    ctypes.CDLL(None).sigaltstack(ctypes.byref(disabled), None)
 
 
 class StopSignal:
@@ -24,6 +49,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
+            handle_signals_on_the_normal_stack()
             for number in _SIGNALS:
                 self._before[number] = signal.signal(number, self._hear)
         return self

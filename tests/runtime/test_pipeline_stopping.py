@@ -61,3 +61,28 @@ def test_off_the_main_thread_no_handler_is_touched():
     thread.start()
     thread.join(5)
     assert seen == [(before, False)]
+
+
+SMALL_STACK = """
+import ctypes, os, signal
+from runtime.pipeline import stopping
+place = ctypes.create_string_buffer(12000)
+small = stopping._SignalStack(ctypes.addressof(place), 0, len(place))
+libc = ctypes.CDLL(None)
+assert libc.sigaltstack(ctypes.byref(small), None) == 0
+with stopping.StopSignal() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.is_set
+now = stopping._SignalStack()
+libc.sigaltstack(None, ctypes.byref(now))
+print(now.flags)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack is Linux's here")
+def test_small_signal_stack_that_a_library_left_behind_is_given_up():
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_STACK], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "2\n"  # SS_DISABLE
