@@ -1,7 +1,8 @@
 """Score COCO results against a data set: `benchmarks/accuracy.py results.json --data PATH`.
 
 The results are those of `runtime/run_images.py`, so the score is of the artifact as it is used:
-its own preprocessing, engine and suppression.
+its own preprocessing, engine and suppression. Results with a `segmentation` get the AP of their
+masks beside that of their boxes.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ def main() -> int:
 
     from training.data import open_data
     from training.metrics.detection import coco_ground_truth, score_boxes
+    from training.metrics.instance import score_masks
 
-    results = _read(args.results)
-    truth = coco_ground_truth(open_data(args.data, args.split))
+    results = _read(args.results, ("image_id",))
+    has_masks = any("segmentation" in result for result in results)
+    truth = coco_ground_truth(open_data(args.data, args.split, ("masks",) if has_masks else ()))
     place = args.images or args.results.with_suffix(".images.json")
     if args.images or place.is_file():
-        results = _renumbered(results, _read(place), truth)
+        results = _renumbered(results, _read(place, ("id", "file_name")), truth)
     scores = score_boxes(truth, results)
+    if has_masks:
+        scores |= score_masks(truth, results)
     for name, value in scores.items():
         print(f"{name:28} {value:.4f}")
     print(f"{len(results)} results on {len(truth['images'])} images of {args.data} {args.split}")
@@ -47,13 +52,20 @@ def main() -> int:
     return EXIT_DONE
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A JSON list of objects that have these keys."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise KestrelError(f"{path} is not JSON ({error}). Run runtime/run_images.py.") from None
     if not isinstance(document, list):
         raise KestrelError(f"{path} holds no list; expected COCO results. Give the right file.")
+    for place, entry in enumerate(document):
+        if not isinstance(entry, dict) or any(key not in entry for key in keys):
+            raise KestrelError(
+                f"{path}: entry {place} is {str(entry)[:60]}; expected an object with "
+                f"{' and '.join(keys)}. Give what runtime/run_images.py wrote."
+            )
     return document
 
 
@@ -68,6 +80,13 @@ def _renumbered(
         raise KestrelError(
             f"the results cover {len(covered)} of the split's {len(ids)} images; expected all. "
             "Run runtime/run_images.py on the folder that holds them."
+        )
+    foreign = [entry["image_id"] for entry in results if entry["image_id"] not in renumber]
+    if foreign:
+        raise KestrelError(
+            f"{len(foreign)} results are of image ids (such as {foreign[0]!r}) that the "
+            f"list of images ({len(renumber)} ids) does not have; expected the list that was "
+            "written with these results. Give it by --images."
         )
     return [
         {**entry, "image_id": renumber[entry["image_id"]]}

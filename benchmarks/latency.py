@@ -97,6 +97,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--backend", default="auto", help="default: the first that works")
     parser.add_argument("--precision", help="fp32, fp16, int8 or mixed, as the bundle has them")
+    parser.add_argument(
+        "--inference-precision",
+        choices=("f32", "bf16", "auto"),
+        help="of float layers in OpenVINO; auto: bf16 where the CPU has it; default: f32",
+    )
     parser.add_argument("--frames", type=int, default=500, help="measured frames; default 500")
     parser.add_argument("--warm-up", type=int, default=30, help="frames before them; default 30")
     parser.add_argument(
@@ -116,7 +121,8 @@ def _start_cold(args: argparse.Namespace, source: LoopingSource) -> tuple[Any, d
     """Load the bundle and get one result, as a program that has just been started does."""
     from runtime.predictor import load
 
-    options = {} if args.threads is None else {"threads": args.threads}
+    asked = {"threads": args.threads, "inference_precision": args.inference_precision}
+    options = {name: value for name, value in asked.items() if value is not None}
     begun = perf_counter()
     predictor = load(
         args.bundle,

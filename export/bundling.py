@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,18 @@ import torch
 
 from export.graph.batch_norm import fold_batch_norms
 from export.graph.end_to_end import end_to_end, trace
-from export.precision.writing import name_files, write_files
+from export.placing import check_target, replacing_folder
+from export.precision.int8.calibration import (
+    CALIBRATION_NAME,
+    NUM_IMAGES,
+    calibrate,
+    write_calibrations,
+)
+from export.precision.int8.images import CalibrationFrames
+from export.precision.int8.rewriting import to_int8
+from export.precision.writing import CONVERSIONS, name_files, write_files
 from export.proof.frames import network_frames
+from export.tasks import task_module
 from runtime.contract.errors import BundleError
 from runtime.contract.manifest import (
     MANIFEST_NAME,
@@ -50,7 +58,9 @@ class ExportOptions:
         size_hw: None is the checkpoint's.
         out: the bundle's folder.
         data: frames for the samples: "street", or the path of a data set.
-        precisions: keys of export.precision.writing.CONVERSIONS.
+        precisions: keys of export.precision.writing.CONVERSIONS, and "int8".
+        calibration_data: frames for int8, as of CalibrationFrames; None is the training split of
+            `data`. calibration_images: how many.
     """
 
     model: str
@@ -60,6 +70,8 @@ class ExportOptions:
     out: Path
     data: str = "street"
     precisions: tuple[str, ...] = ("fp32", "fp16")
+    calibration_data: str | None = None
+    calibration_images: int = NUM_IMAGES
 
 
 def find_checkpoint(options: ExportOptions) -> Path:
@@ -90,7 +102,7 @@ def write_bundle(options: ExportOptions, report: Callable[[str], None]) -> Manif
     Raises:
         BundleError, CheckpointError: see their messages.
     """
-    _check_target(options.out)
+    check_target(options.out)
     path = find_checkpoint(options)
     model, header = load_release(path, options.model)
     if options.variant is not None and model.spec.variant != options.variant:
@@ -103,8 +115,9 @@ def write_bundle(options: ExportOptions, report: Callable[[str], None]) -> Manif
     model.spec = with_fitting_candidates(model)
     report(f"checkpoint {path} ({', '.join(model.spec.classes)})")
     samples = make_samples(model, options.data)  # before tracing: bad data is told at once
-    with _replacing_folder(options.out) as folder:
-        manifest = _write_graphs(model, options, header, path, folder)
+    frames = _calibration_frames(model, options)
+    with replacing_folder(options.out, report) as folder:
+        manifest = _write_graphs(model, options, header, path, folder, frames)
         report(f"graphs {', '.join(manifest.graphs['model'].sha256)}")
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
         write_samples(folder / SAMPLES_NAME, {"model": samples})
@@ -121,13 +134,32 @@ def with_fitting_candidates(model: Model) -> Spec:
     return dataclasses.replace(model.spec, num_candidates=min(model.spec.num_candidates, num_pairs))
 
 
+def _calibration_frames(model: Model, options: ExportOptions) -> CalibrationFrames | None:
+    if "int8" not in options.precisions:
+        return None
+    data = options.calibration_data or options.data
+    return CalibrationFrames(data, _geometry(model.spec), options.calibration_images)
+
+
 def _write_graphs(
-    model: Model, options: ExportOptions, header: dict[str, Any], path: Path, folder: Path
+    model: Model,
+    options: ExportOptions,
+    header: dict[str, Any],
+    path: Path,
+    folder: Path,
+    frames: CalibrationFrames | None,
 ) -> Manifest:
     base = trace_base(model)
     graph = name_files("model", options.precisions)
     manifest = describe(model, options, header, path, graph)
-    complete = write_files(base, "model", manifest, folder)
+    conversions = dict(CONVERSIONS)
+    if frames is not None:
+        checkpoint_sha256 = manifest.training["checkpoint_sha256"]
+        calibration = calibrate(base, frames, checkpoint_sha256=checkpoint_sha256)
+        write_calibrations(folder / CALIBRATION_NAME, {"model": calibration})
+        manifest = dataclasses.replace(manifest, calibration=calibration.summary())
+        conversions["int8"] = functools.partial(to_int8, ranges=calibration.ranges)
+    complete = write_files(base, "model", manifest, folder, conversions)
     return dataclasses.replace(manifest, graphs={"model": complete})
 
 
@@ -155,19 +187,24 @@ def describe(
         category_ids=spec.category_ids,
         inputs=INPUTS[model.task],
         outputs=OUTPUTS[model.task],
-        geometry=InputGeometry(height=spec.size_hw[0], width=spec.size_hw[1]),
+        geometry=_geometry(spec),
         graphs={"model": graph},
         precisions=options.precisions,
         batches=BATCHES,
         defaults=Defaults(spec.score_threshold, spec.iou_threshold),
         max_detections=spec.max_detections,
         num_candidates=spec.num_candidates,
+        **task_module(model.task).describe_outputs(model),
         training=training,
         licence=str(header["training"].get("licence", "")),
         scores=scores,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         version=version(),
     )
+
+
+def _geometry(spec: Spec) -> InputGeometry:
+    return InputGeometry(spec.size_hw[0], spec.size_hw[1], resize=spec.resize)
 
 
 def version() -> str:
@@ -207,43 +244,3 @@ def torch_results(model: Model, feeds: dict[str, np.ndarray]) -> dict[str, np.nd
             rows.append([output.numpy() for output in module(*one)])
     names = [spec.name for spec in OUTPUTS[model.task]]
     return {name: np.concatenate([row[i] for row in rows]) for i, name in enumerate(names)}
-
-
-def _check_target(out: Path) -> None:
-    is_empty = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not is_empty and not _is_bundle(out):
-        raise BundleError(
-            f"{out} exists and is no bundle; nothing was changed. Choose another --out."
-        )
-
-
-def _is_bundle(out: Path) -> bool:
-    """Whether the folder is one of ours, of any version; others have a manifest.json too."""
-    try:
-        document = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(document, dict) and {"schema", "task", "graphs"} <= document.keys()
-
-
-@contextlib.contextmanager
-def _replacing_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the block ends well."""
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        old = folder.with_name(folder.name + ".old")
-        if out.exists():
-            out.rename(old)
-        try:
-            folder.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

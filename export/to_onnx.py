@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 if not __package__:  # run by path: import from the repository root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from export.quantize import add_search_arguments, search_options
+from export.verify import MAX_AP_DROP, QUICK_IMAGES, check_ap_drop, verify_bundle
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, KestrelError, run_script
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
+DEFAULT_PRECISIONS = ("fp32", "fp16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,22 +25,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="default: the one shipped in weights/")
     parser.add_argument("--size", help="network input as WIDTHxHEIGHT; default: the checkpoint's")
     parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="default: all"
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        default=DEFAULT_PRECISIONS,
+        help=f"default: {' '.join(DEFAULT_PRECISIONS)}",
+    )
+    parser.add_argument(
+        "--calibration-data",
+        help="frames for int8: a data set, a folder of pictures or a video; default: the training "
+        "split of --data",
     )
     parser.add_argument("--out", type=Path, help="default: runs/MODEL")
     parser.add_argument("--data", default="street", help="frames for the proof")
     parser.add_argument("--verify", choices=("quick", "full", "none"), default="quick")
-    parser.add_argument("--max-ap-drop", type=float, default=0.01, help="of 0..1; else: fail")
+    parser.add_argument(
+        "--max-ap-drop", type=float, default=MAX_AP_DROP, help="of 0..1; else: fail"
+    )
+    add_search_arguments(parser)
 
 
 def export(args: argparse.Namespace) -> tuple[Path, int]:
     """Write the bundle and verify it; give its folder and the exit status."""
     if args.size:
         parse_size(args.size)  # a wrong size fails before slow imports
-    if not 0 <= args.max_ap_drop <= 1:
-        raise KestrelError(f"--max-ap-drop {args.max_ap_drop} is no share. Give 0 to 1.")
+    check_ap_drop(args.max_ap_drop)
+    search = search_options(args, args.data)
     from export.bundling import ExportOptions, write_bundle
-    from export.verify import QUICK_IMAGES, verify_bundle
 
     out = args.out or Path("runs") / args.model
     options = ExportOptions(
@@ -46,10 +61,15 @@ def export(args: argparse.Namespace) -> tuple[Path, int]:
         size_hw=parse_size(args.size) if args.size else None,
         out=out,
         data=args.data,
-        precisions=tuple(dict.fromkeys(args.precision)),
+        precisions=tuple(dict.fromkeys((*args.precision, *(("int8",) if search else ())))),
+        calibration_data=args.calibration_data,
     )
     write_bundle(options, report=print)
     print(f"bundle {out}")
+    if search is not None:
+        from export.mixing import add_mixed_by_stored
+
+        add_mixed_by_stored(out, search, report=print)
     if args.verify == "none":
         return out, EXIT_DONE
     is_passed = verify_bundle(
@@ -64,9 +84,9 @@ def export(args: argparse.Namespace) -> tuple[Path, int]:
 
 def parse_size(text: str) -> tuple[int, int]:
     """Read "640x384" as (384, 640): height and width, multiples of 32 from 64 to 4096."""
-    parts = text.lower().split("x")
-    if len(parts) == 2 and all(p.isdigit() for p in parts):
-        width, height = int(parts[0]), int(parts[1])
+    parts = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text.lower())
+    if parts:
+        width, height = int(parts[1]), int(parts[2])
         if all(64 <= side <= 4096 and side % 32 == 0 for side in (width, height)):
             return height, width
     raise KestrelError(

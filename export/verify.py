@@ -8,7 +8,10 @@ load what failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,19 @@ from runtime.contract.errors import (
 )
 from runtime.contract.files import write_json
 from runtime.contract.limits import judge, limits_of
+from runtime.sessions.base import Session
 
 BACKENDS = ("onnxruntime", "openvino")
 QUICK_IMAGES = 64
 MAX_AP_DROP = 0.01
-NOTHING_FOUND = (
-    "neither side finds anything on these frames at the default thresholds, so nothing was compared"
-)
+NOTHING_FOUND = "PyTorch and the graph find nothing on these frames, so nothing was compared"
+NOTHING_PROVEN = "nothing was proven: no backend that could run the bundle is here"
+
+
+def check_ap_drop(max_ap_drop: float) -> None:
+    """Raise KestrelError where a fall of AP is no share."""
+    if not 0 <= max_ap_drop <= 1:
+        raise KestrelError(f"--max-ap-drop {max_ap_drop} is no share. Give 0 to 1.")
 
 
 def verify_bundle(
@@ -43,6 +52,7 @@ def verify_bundle(
     data: str = "street",
     num_images: int | None = QUICK_IMAGES,
     max_ap_drop: float = MAX_AP_DROP,
+    precisions: Sequence[str] | None = None,
 ) -> bool:
     """Verify all artifacts of a bundle, print a table, write verify.json.
 
@@ -52,9 +62,11 @@ def verify_bundle(
         data: labelled frames; AP is compared where its classes are the bundle's.
         num_images: frames of the validation split; None is all of them.
         max_ap_drop: how far an artifact's AP (0..1) may lie below the checkpoint's.
+        precisions: only these; verify.json keeps what it said of the others. None is all.
 
     Returns:
-        Whether no artifact failed.
+        Whether something was proven and nothing failed. A checkpoint that finds nothing at any
+        score leaves nothing to prove.
     """
     from export.bundling import ExportOptions, find_checkpoint
     from export.proof.reference import Reference
@@ -72,26 +84,50 @@ def verify_bundle(
     reference.faults.extend(reference.check_samples(bundle.samples()))
     artifacts = [
         verify_artifact(bundle, precision, backend, reference, max_ap_drop)
-        for precision in manifest.precisions
+        for precision in precisions or manifest.precisions
         for backend in BACKENDS
     ]
+    kept = _kept_artifacts(path / VERIFY_NAME, precisions) if precisions else []
     document = {
         "schema": VERIFY_SCHEMA,
         "data": data,
         "images": len(reference.frames),
-        "AP_checkpoint": reference.ap,
+        "score_threshold": reference.floor,
+        "AP_checkpoint": None,
+        **{f"{name}_checkpoint": score for name, score in reference.scores.items()},
         "artifacts": artifacts,
     }
-    write_json(path / VERIFY_NAME, document)
+    search = _kept_search(path / VERIFY_NAME)
+    write_json(path / VERIFY_NAME, document | search | {"artifacts": [*kept, *artifacts]})
     print_table(document)
-    return all(artifact["verdict"] != "fail" for artifact in artifacts)
+    verdicts = {artifact["verdict"] for artifact in artifacts}
+    is_proven = "pass" in verdicts or reference.finds_nothing
+    if not is_proven and "fail" not in verdicts:
+        print(NOTHING_PROVEN)
+    return is_proven and "fail" not in verdicts
+
+
+def _kept_artifacts(path: Path, precisions: Sequence[str]) -> list[dict[str, Any]]:
+    """What an older proof says of other precisions, with what it was made on."""
+    if not path.is_file():
+        return []
+    old = json.loads(path.read_text(encoding="utf-8"))
+    made_on = {"made_on": {name: old.get(name) for name in ("data", "images", "AP_checkpoint")}}
+    return [made_on | row for row in old["artifacts"] if row["precision"] not in precisions]
+
+
+def _kept_search(path: Path) -> dict[str, Any]:
+    """How mixed was found (export/mixing.py), which a new proof says nothing of."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        old = json.loads(path.read_text(encoding="utf-8"))
+        return {name: old[name] for name in ("search",) if name in old}
+    return {}
 
 
 def verify_artifact(
     bundle: Bundle, precision: str, backend: str, reference: Any, max_ap_drop: float
 ) -> dict[str, Any]:
     """One precision on one backend: parity and AP, with a verdict and its reasons."""
-    from export.proof.auditing import audit_artifact
     from export.proof.files import find_file_fault
     from runtime.contract.errors import SessionError
     from runtime.sessions import BACKENDS as SESSIONS
@@ -100,45 +136,56 @@ def verify_artifact(
     artifact: dict[str, Any] = {"precision": precision, "backend": backend}
     entry = next(e for e in SESSIONS if e.name == backend and not e.needs_gpu)
     absence = why_absent(entry)
-    if absence:
-        return artifact | {"verdict": "not run", "reasons": [absence]}
+    if absence:  # what is wrong with the whole bundle is wrong on a backend that is not here, too
+        verdict = "fail" if reference.faults else "not run"
+        return artifact | {"verdict": verdict, "reasons": [*reference.faults, absence]}
     fault = find_file_fault(bundle, precision)
     if fault:
-        return artifact | {"verdict": "fail", "reasons": [fault]}
+        return artifact | {"verdict": "fail", "reasons": [*reference.faults, fault]}
     options = {"device": "cpu"} if backend == "onnxruntime" else {}
     try:
         session = open_session(bundle, backend, precision, **options)
     except SessionError as error:
-        return artifact | {"verdict": "fail", "reasons": [str(error)]}
+        return artifact | {"verdict": "fail", "reasons": [*reference.faults, str(error)]}
+    with contextlib.closing(session):
+        return artifact | _examine(bundle, session, reference, max_ap_drop)
+
+
+def _examine(
+    bundle: Bundle, session: Session, reference: Any, max_ap_drop: float
+) -> dict[str, Any]:
+    """What a session finds, computes in and scores: figures, verdict and reasons."""
+    from export.proof.auditing import audit_artifact
+    from export.proof.plugin import compare_plugin
+
     outputs = reference.run(session)
     comparison = reference.compare(outputs)
-    if not comparison.num_matched and not comparison.unmatched:
-        session.close()
-        return artifact | {"verdict": "not run", "reasons": [NOTHING_FOUND]}
-    limits = limits_of(precision)
+    limits = limits_of(session.precision)
     figures = comparison.summary(limits.near)
-    artifact["audit"] = audit_artifact(bundle, session)
+    found: dict[str, Any] = {"audit": audit_artifact(bundle, session)}
     reasons = [
         *reference.faults,
         *judge(figures, limits),
-        *artifact["audit"]["reasons"],
+        *found["audit"]["reasons"],
         *reference.probe(session),
     ]
-    ap = reference.score(session)
-    if ap is not None:
-        artifact["AP"] = ap
-        if reference.ap - ap > max_ap_drop:
-            reasons.append(f"AP {ap:.4f}; the checkpoint has {reference.ap:.4f}")
-    session.close()
+    if session.backend == "onnxruntime":
+        reasons += compare_plugin(bundle, session.precision, reference.few())
+    found |= (scores := reference.score(session))
+    for name, expected in reference.scores.items():
+        if expected - scores[name] > max_ap_drop:
+            reasons.append(f"{name} {scores[name]:.4f}; the checkpoint has {expected:.4f}")
     if len(reasons) > len(reference.faults):
-        reasons.extend(reference.explain(bundle, precision))
+        reasons.extend(reference.explain(bundle, session.precision))
     if reasons or comparison.unmatched:
-        sheet = bundle.folder / f"verify.{precision}.{backend}.png"
-        artifact["worst_frames"] = reference.draw(sheet, outputs)
+        sheet = bundle.folder / f"verify.{session.precision}.{session.backend}.png"
+        found["worst_frames"] = reference.draw(sheet, outputs)
     verdict = "fail" if reasons else "pass"
+    if not reasons and not comparison.num_matched and not comparison.unmatched:
+        verdict, reasons = "not run", [NOTHING_FOUND]
     worst = sorted(comparison.unmatched, key=lambda u: -u.margin)[:10]
     listed = [{name: _plain(getattr(u, name)) for name in u.__dataclass_fields__} for u in worst]
-    return artifact | figures | {"verdict": verdict, "reasons": reasons, "worst": listed}
+    return found | figures | {"verdict": verdict, "reasons": reasons, "worst": listed}
 
 
 def _plain(value: Any) -> Any:
@@ -146,29 +193,47 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(document: dict[str, Any]) -> None:
-    """The verdicts, a line each."""
-    ap = document["AP_checkpoint"]
-    shown = f"; AP of the checkpoint {ap:.4f}" if ap is not None else ""
-    print(f"verified on {document['images']} frames of {document['data']}{shown}")
-    heads = f"{'matched':>8} {'unmatched':>9} {'box p99':>9} {'max px':>9} {'score p99':>9}"
-    print(f"{'artifact':18} {heads} {'max':>9} {'AP':>7}")
-    for row in document["artifacts"]:
+    """The verdicts, a line each, with whatever figures the task's comparison has."""
+    floor, rows = document["score_threshold"], document["artifacts"]
+    known = {name: value for name, value in document.items() if name.endswith("_checkpoint")}
+    shown = [
+        f"; {name.removesuffix('_checkpoint')} of the checkpoint {value:.4f}"
+        for name, value in known.items()
+        if value is not None
+    ]
+    print(f"verified on {document['images']} frames of {document['data']}{''.join(shown)}")
+    if floor is not None:
+        print(f"PyTorch finds nothing at the default thresholds; compared at scores above {floor}")
+    names = dict.fromkeys(
+        name for row in rows for name in row if name != "AP" and _is_figure(row[name])
+    )
+    heads = {name: name.replace("_error", "").replace("_", " ") for name in [*names, "AP"]}
+    print(" ".join([f"{'artifact':18}", *(f"{head:>9}" for head in heads.values())]))
+    for row in rows:
         name = f"{row['precision']} {row['backend']}"
-        if "matched" not in row:
-            print(f"{name:18} {row['verdict']}: {row['reasons'][0]}")
-            continue
-        score = f"{row['AP']:.4f}" if row.get("AP") is not None else "-"
-        print(
-            f"{name:18} {row['matched']:8} {row['unmatched']:9} {row['p99_box_error_px']:9.2g} "
-            f"{row['max_box_error_px']:9.2g} {row['p99_score_error']:9.2g} "
-            f"{row['max_score_error']:9.2g} {score:>7}  {row['verdict']}"
-        )
+        if names.keys() & row.keys():
+            cells = [f"{_shown(row.get(key)):>{max(9, len(heads[key]))}}" for key in heads]
+            print(" ".join([f"{name:18}", *cells, "", row["verdict"]]))
+        else:
+            print(f"{name:18} {row['verdict']}")
         for reason in row["reasons"]:
             print(f"  {reason}")
 
 
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return (
+        str(value) if isinstance(value, int) else f"{value:.2g}" if value < 1e-3 else f"{value:.4f}"
+    )
+
+
 def main() -> int:
-    """Verify; exit status 1 where the verdict is "fail"."""
+    """Verify; exit status 1 where the verdict is "fail", or nothing could be proven."""
     parser = argparse.ArgumentParser(description="Prove a bundle against PyTorch.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="default: the one shipped in weights/")
@@ -181,8 +246,7 @@ def main() -> int:
         args.images = QUICK_IMAGES
     if args.images is not None and args.images < 1:
         raise KestrelError(f"--images {args.images} is not positive. Give a number above 0.")
-    if not 0 <= args.max_ap_drop <= 1:
-        raise KestrelError(f"--max-ap-drop {args.max_ap_drop} is no share. Give 0 to 1.")
+    check_ap_drop(args.max_ap_drop)
     if not args.bundle.is_dir():
         raise BundleError(f"{args.bundle} is no folder; expected a bundle. Check the path.")
     is_passed = verify_bundle(

@@ -1,4 +1,4 @@
-"""Boxes, labels and captions, drawn into frames fast enough for live video."""
+"""Masks, boxes, labels and captions, drawn into frames fast enough for live video."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.masks import Masks
 from runtime.preprocess import Frame
 from runtime.results import Detections
 
@@ -23,6 +24,7 @@ _LUMA_BGR = (0.114, 0.587, 0.299)
 _BRIGHT_LUMA = 140.0
 _MARGIN = 3
 _LABELS_KEPT = 2048
+_MASK_OPACITY = 0.45  # of the class colour over the frame
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
@@ -31,11 +33,11 @@ def class_colour(index: int) -> tuple[int, int, int]:
 
 
 def draw_detections(frame_bgr: Frame, detections: Detections, *, labels: bool = True) -> Frame:
-    """Draw boxes and their labels into a frame, in place.
+    """Draw boxes and their labels into a frame, in place, and below them the masks there are.
 
     Args:
         frame_bgr: (h, w, 3) uint8, contiguous.
-        detections: boxes in pixels of this frame.
+        detections: boxes in pixels of this frame, with or without masks.
         labels: write "name 0.87" at each box.
 
     Returns:
@@ -43,6 +45,8 @@ def draw_detections(frame_bgr: Frame, detections: Detections, *, labels: bool = 
     """
     import cv2
 
+    if detections.masks is not None:
+        _tint_masks(frame_bgr, detections.masks, detections.classes.tolist())
     thickness, font_scale = _sizes(frame_bgr)
     corners = np.rint(detections.boxes_xyxy).astype(np.int32).tolist()
     rows = zip(corners, detections.scores.tolist(), detections.classes.tolist(), strict=True)
@@ -64,6 +68,27 @@ def draw_caption(frame_bgr: Frame, lines: Sequence[str]) -> Frame:
         _paste(frame_bgr, label, _MARGIN, top)
         top += label.shape[0]
     return frame_bgr
+
+
+def _tint_masks(frame_bgr: Frame, masks: Masks, classes: Sequence[int]) -> None:
+    """Mix the colours of their classes into the objects, each within its box only."""
+    import cv2
+
+    scratch = np.empty(
+        frame_bgr.size, np.uint8
+    )  # new memory for each mask costs more than the mask
+    for index in reversed(range(len(masks))):
+        x1, y1, inside = masks.crop(index)
+        if not inside.any():
+            continue
+        part = frame_bgr[y1 : y1 + inside.shape[0], x1 : x1 + inside.shape[1]]
+        faded = scratch[: part.size].reshape(part.shape)
+        cv2.convertScaleAbs(part, dst=faded, alpha=1 - _MASK_OPACITY)
+        # Whole numbers: with others OpenCV adds in float32, ten times slower.
+        ink = np.rint(np.multiply((*class_colour(classes[index]), 0), _MASK_OPACITY))
+        mixed = cv2.add(faded, ink, dst=part, mask=inside.view(np.uint8))
+        if mixed is not part:
+            np.copyto(part, mixed, where=inside[:, :, None])
 
 
 def _sizes(frame_bgr: Frame) -> tuple[int, float]:

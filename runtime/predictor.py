@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from runtime.contract.bundle import Bundle
-from runtime.contract.errors import SessionError
+from runtime.contract.errors import BundleError, SessionError
 from runtime.contract.manifest import Manifest
 from runtime.contract.outputs import IMAGE, SCORE_THRESHOLD
 from runtime.preprocess import Frame, Letterbox, frame_hw
@@ -47,7 +47,14 @@ def load(
     """
     bundle = Bundle.open(path, allow_unverified=allow_unverified)
     load_task(bundle.manifest.task)  # a task that is unknown should not cost an engine build
-    return Predictor(open_session(bundle, backend, precision, **options), bundle.manifest)
+    try:
+        return Predictor(open_session(bundle, backend, precision, **options), bundle.manifest)
+    except BundleError:
+        now = Bundle.open(path, allow_unverified=allow_unverified)
+        if now.manifest == bundle.manifest:
+            raise
+    # An export put another bundle there meanwhile, and files of two do not go together.
+    return Predictor(open_session(now, backend, precision, **options), now.manifest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What comes out of the runtime: boxes in pixels of the source frame, without any framework."""
+"""What comes out of the runtime: boxes and masks of the source frame, without any framework."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from runtime.masks import Masks
 
 
 class Detection(NamedTuple):
@@ -35,12 +37,14 @@ class Detections:
         scores: (N,) float32, 0..1.
         classes: (N,) int32, indices into `names`.
         names: of all classes of the bundle.
+        masks: of the objects, in their order; None of a task without masks.
     """
 
     boxes_xyxy: NDArray[np.float32]
     scores: NDArray[np.float32]
     classes: NDArray[np.int32]
     names: tuple[str, ...]
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -52,7 +56,11 @@ class Detections:
     def __getitem__(self, index: slice | NDArray[Any] | list[int]) -> Detections:
         """A part of them: `detections[detections.scores > 0.5]`, `detections[:10]`."""
         return Detections(
-            self.boxes_xyxy[index], self.scores[index], self.classes[index], self.names
+            self.boxes_xyxy[index],
+            self.scores[index],
+            self.classes[index],
+            self.names,
+            None if self.masks is None else self.masks[index],
         )
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -63,9 +71,10 @@ class Detections:
             category_ids: the data set's id of each class, as in the manifest.
 
         Returns:
-            [{"image_id", "category_id", "bbox": [x, y, width, height], "score"}]
+            [{"image_id", "category_id", "bbox": [x, y, width, height], "score"}], and where there
+            are masks "segmentation": {"size": [H, W], "counts": compressed run lengths}.
         """
-        entries = []
+        entries: list[dict[str, Any]] = []
         for box, score, index, _ in self:
             x1, y1, x2, y2 = box.tolist()
             entries.append(
@@ -76,18 +85,26 @@ class Detections:
                     "score": round(score, 6),
                 }
             )
-        return entries
+        return self._with_masks(entries)
 
     def to_json(self) -> dict[str, Any]:
-        """{"detections": [{"box_xyxy", "score", "class", "name"}]}, plain Python values."""
-        return {
-            "detections": [
-                {
-                    "box_xyxy": [round(side, 2) for side in box.tolist()],
-                    "score": round(score, 4),
-                    "class": index,
-                    "name": name,
-                }
-                for box, score, index, name in self
-            ]
-        }
+        """{"detections": [{"box_xyxy", "score", "class", "name"}]}, plain Python values.
+
+        Where there are masks, with "segmentation" as of `to_coco`.
+        """
+        entries: list[dict[str, Any]] = [
+            {
+                "box_xyxy": [round(side, 2) for side in box.tolist()],
+                "score": round(score, 4),
+                "class": index,
+                "name": name,
+            }
+            for box, score, index, name in self
+        ]
+        return {"detections": self._with_masks(entries)}
+
+    def _with_masks(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self.masks is not None:
+            for row, entry in enumerate(entries):
+                entry["segmentation"] = self.masks.rle(row)
+        return entries

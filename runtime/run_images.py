@@ -3,7 +3,8 @@
     python runtime/run_images.py runs/retinanet photos/ --out results.json
     python runtime/run_images.py runs/retinanet val/ --image-ids val.json --out results.json
 
-Results are a list of {"image_id", "category_id", "bbox", "score"}, as COCO's evaluators read it.
+Results are a list of {"image_id", "category_id", "bbox", "score"}, as COCO's evaluators read it;
+of a task with masks also "segmentation", compressed run lengths.
 Image ids: with --image-ids those of a COCO annotation file, by file name, and images that it does
 not name are left out; else 1, 2, 3 ... in the order of the names, and `results.images.json` beside
 the results says which is which.
@@ -75,11 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = [file for file in files if file.name in ids]
     if files[0].is_explicit:
         read_image(files[0])  # so that a bad one is known before an engine is built
+    asked = options.inference_precision
+    backend_options = {} if asked is None else {"inference_precision": asked}
     with runtime.load(
         options.bundle,
         options.backend,
         options.precision,
         allow_unverified=options.allow_unverified,
+        **backend_options,
     ) as predictor:
         print(f"{predictor.backend} on {predictor.device}, {predictor.precision}")
         started = time.perf_counter()
@@ -338,6 +342,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="where the COCO results go (JSON)")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKEND_NAMES))
     parser.add_argument("--precision", help="one of the bundle's; default: fp16 on GPU, else fp32")
+    parser.add_argument(
+        "--inference-precision",
+        choices=("f32", "bf16", "auto"),
+        help="of float layers in OpenVINO; auto: bf16 where the CPU has it; default: f32",
+    )
     parser.add_argument("--score-threshold", type=float, help="0..1; default: the bundle's")
     parser.add_argument("--iou-threshold", type=float, help="0..1; default: the bundle's")
     parser.add_argument("--annotated", help="folder for the images with results drawn in")

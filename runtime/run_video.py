@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     from runtime.predictor import load
     from runtime.tasks import load_task
 
+    asked = args.inference_precision
+    options = {} if asked is None else {"inference_precision": asked}
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_source(args.source))
         predictor = stack.enter_context(
@@ -45,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
                 args.backend,
                 args.precision,
                 allow_unverified=args.allow_unverified,
+                **options,
             )
         )
         thresholds = args.score_threshold, args.iou_threshold
@@ -106,6 +109,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", help="results as JSON lines; '-' for standard output")
     parser.add_argument("--backend", default="auto", help="default: the first that works")
     parser.add_argument("--precision", help="fp32, fp16, int8 or mixed, as the bundle has them")
+    parser.add_argument(
+        "--inference-precision",
+        choices=("f32", "bf16", "auto"),
+        help="of float layers in OpenVINO; auto: bf16 where the CPU has it; default: f32",
+    )
     parser.add_argument("--score-threshold", type=float, help="default: the bundle's")
     parser.add_argument("--iou-threshold", type=float, help="default: the bundle's")
     parser.add_argument("--max-frames", type=int, help="stop after so many frames")

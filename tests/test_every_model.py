@@ -18,6 +18,14 @@ from export.graph.batch_norm import fold_batch_norms
 from export.graph.end_to_end import trace
 from export.graph.lint import lint
 from export.graph.operators import attach_functions
+from export.precision.int8.for_cpu import to_cpu
+from export.precision.int8.observing import observe
+from export.precision.int8.placement import (
+    find_last_products,
+    find_quantisable,
+    plan_placement,
+)
+from export.precision.int8.rewriting import to_int8
 from export.tasks import task_module
 from runtime.contract.matching import Comparison, compare_detections
 from runtime.contract.outputs import INPUTS, OUTPUTS
@@ -148,6 +156,7 @@ def test_losses_are_finite_scalars_and_reach_every_weight(name, variant):
         torch.tensor([[[10.0, 10, 40, 40]], [[30.0, 5, 90, 60]]]),
         torch.tensor([[0], [2]]),
         torch.zeros(2, 1, dtype=torch.bool),
+        torch.ones(2, 1, 64, 96, dtype=torch.uint8),
     )
     losses = model.loss(model(model.prepare(frames_of(2))), targets)
     torch.stack(list(losses.values())).sum().backward()
@@ -211,12 +220,32 @@ def test_onnx_runtime_finds_what_torch_finds(name, variant, batch, kind, made: M
         assert found[spec.name].dtype == spec.numpy_dtype
 
 
+@every_variant
+def test_int8_graph_keeps_the_lint_s_rules_and_has_int8_products_but_for_the_last(
+    name, variant, made: Made
+):
+    base = onnx.ModelProto()
+    base.CopyFrom(made.plugin)
+    del base.functions[:]
+    tensors = plan_placement(base, quantise_heads=True).tensors
+    image = frames_of(1, made.model.spec.size_hw).numpy()
+    ranges = {t: h.largest for t, h in observe(base, tensors, [{"image": image}]).items()}
+    int8 = to_int8(base, ranges)
+    pairs = {name for n in int8.graph.node if n.op_type == "DequantizeLinear" for name in n.output}
+    found = {n.output[0] for n in int8.graph.node if len(n.input) > 1 and pairs >= {*n.input[:2]}}
+    assert {*find_quantisable(base)} - find_last_products(base) <= found
+    for graph, is_cpu in ((int8, False), (to_cpu(int8), True)):
+        portable = attach_functions(graph, early_exit=True, inline=True)
+        assert lint(portable, target="portable", is_cpu_int8=is_cpu) == []
+
+
 def passing_feeds(model: Model, batch: int) -> dict[str, np.ndarray]:
     """Frames, and a threshold in the widest gap of their scores that lets some pass."""
     frames = frames_of(batch, seed=5)
     with torch.no_grad():
-        scores = model.candidates(model(model.prepare(frames))).logits.sigmoid().flatten()
-    top = scores.sort(descending=True).values[FOUND[0] * batch : FOUND[1] * batch]
+        found = model.candidates(model(model.prepare(frames)))
+    scores = found.logits.sigmoid() if found.activation == "sigmoid" else found.logits
+    top = scores.flatten().sort(descending=True).values[FOUND[0] * batch : FOUND[1] * batch]
     place = int((top[:-1] - top[1:]).argmax())
     threshold = float(top[place] + top[place + 1]) / 2
     return {

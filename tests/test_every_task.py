@@ -12,7 +12,7 @@ from training.models import REGISTRY, model_class
 TASKS = sorted({model_class(name).task for name in REGISTRY})
 PARTS = {
     "training": ("collate", "evaluate"),
-    "export": ("EndToEnd",),
+    "export": ("EndToEnd", "describe_outputs", "score"),
     "runtime": ("thresholds", "finish", "draw"),
 }
 

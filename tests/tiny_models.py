@@ -23,8 +23,16 @@ SIZE_HW = (64, 96)
 def shrunk(spec: Spec, **changes: object) -> Spec:
     """A spec of the same kind that runs in milliseconds."""
     small = {"fpn_channels": 16, "head_convs": 1}
+    small |= {"proto_coarse": (16, 16), "proto_fine": (16,), "num_prototypes": 8}
     known = {field.name for field in dataclasses.fields(spec)}
     small = {name: value for name, value in small.items() if name in known}
+    if spec.backbone in ("resnet50", "resnet101"):  # their blocks, fewer and narrower
+        narrow = {"layers": (1, 1, 1, 1), "channels": (16, 16, 24, 32)}
+        small["backbone_args"] = tuple((dict(spec.backbone_args) | narrow).items())
+    if getattr(spec, "rescore_convs", ()):  # as many as a small mask has room for
+        small["rescore_convs"] = (4, 8)
+    if spec.backbone == "darknet53":
+        small["backbone"] = "darknet17"
     data = {"size_hw": SIZE_HW, "classes": CLASSES, "category_ids": CATEGORY_IDS}
     return dataclasses.replace(spec, **small | data | changes)
 

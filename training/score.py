@@ -34,7 +34,12 @@ def main() -> int:
     from training.tasks import task_module
 
     model, header = load_release(args.checkpoint, args.model)
-    source = open_data(args.data, args.split)
+    if args.record and header["training"].get("source") == "published":
+        raise TrainingError(
+            f"{args.checkpoint} is a published file, which has no header. Leave --record out, or "
+            "make a checkpoint of it with training/import_published.py."
+        )
+    source = open_data(args.data, args.split, task_module(model.task).LABELS)
     if tuple(source.classes) != model.spec.classes:
         raise TrainingError(
             f"{args.data} has the classes {', '.join(source.classes)}; the checkpoint knows "

@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,12 @@ from training.errors import TrainingError, run_script
 
 if TYPE_CHECKING:
     from training.data.sample import Source
+    from training.models.base import Recipe, Spec
 
 STREET_USES = 4  # of each rendered frame, augmented anew: rendering costs more than a training step
 MOST_EPOCHS = 120  # of the default length; --steps and --epochs go beyond
+QUANTISE_AWARE_STEPS = 0.1  # of the recipe's, to adapt trained weights to int8
+QUANTISE_AWARE_LR = 0.1
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,6 +44,11 @@ def parse_args() -> argparse.Namespace:
         default="auto",
         help="auto (our shipped weights for other data than street, else the recipe's pretrained "
         "backbone), scratch (no weights at all), or a checkpoint",
+    )
+    parser.add_argument(
+        "--quantise-aware",
+        action="store_true",
+        help="adapt the checkpoint of --init to int8: a short run at a low learning rate",
     )
     parser.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
     parser.add_argument("--workers", type=int, default=min(8, max(1, (os.cpu_count() or 2) - 1)))
@@ -62,16 +71,22 @@ def parse_size(text: str) -> tuple[int, int]:
 def main() -> int:
     """Train; exit status 0, or 130 when stopped early."""
     args = parse_args()
-    from training.models import model_variant
+    from training.models import model_class, model_variant
 
     variant = model_variant(args.model, args.variant)  # a wrong name fails before slow imports
     check_numbers(args)
 
     from training.data import open_data
+    from training.tasks import task_module
 
-    train = open_data(args.data, "train")
-    val = open_data(args.data, "val")
+    labels = task_module(model_class(args.model).task).LABELS
+    train = open_data(args.data, "train", labels)
+    val = open_data(args.data, "val", labels)
     check_same_classes(train, val)
+    if args.quantise_aware:
+        spec = trained_spec(args, train)
+        recipe = shortened(model_variant(args.model, spec.variant).recipe)
+        return fit(args, spec, adjusted_recipe(recipe, args, len(train)), train, val)
     size_hw = variant.spec.size_hw
     if args.size:
         size_hw = parse_size(args.size)
@@ -84,8 +99,37 @@ def main() -> int:
         classes=tuple(train.classes),
         category_ids=tuple(train.category_ids),
     )
-    recipe = adjusted_recipe(variant.recipe, args, len(train))
-    return fit(args, spec, recipe, train, val)
+    return fit(args, spec, adjusted_recipe(variant.recipe, args, len(train)), train, val)
+
+
+def trained_spec(args: argparse.Namespace, train: Source) -> Spec:
+    """The spec of the checkpoint that --quantise-aware adapts; size and classes stay its own."""
+    from training.loop.checkpoint import load_release
+
+    if args.init in ("auto", "scratch") or args.size or args.variant:
+        raise TrainingError(
+            f"--quantise-aware adapts a trained checkpoint as it is; got --init {args.init}, "
+            f"--size {args.size}, --variant {args.variant}. Give --init a checkpoint, alone."
+        )
+    spec = load_release(Path(args.init), args.model)[0].spec
+    if spec.classes != tuple(train.classes) or spec.category_ids != tuple(train.category_ids):
+        raise TrainingError(
+            f"{args.init} knows the classes {', '.join(spec.classes)} {spec.category_ids}; "
+            f"{args.data} has {', '.join(train.classes)} {tuple(train.category_ids)}. Give the "
+            "data that it was trained on."
+        )
+    return spec
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """The recipe that adapts trained weights to int8."""
+    steps = max(1, round(recipe.steps * QUANTISE_AWARE_STEPS))
+    return dataclasses.replace(
+        recipe,
+        steps=steps,
+        lr=recipe.lr * QUANTISE_AWARE_LR,
+        validate_every=max(1, steps // 4),
+    )
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -154,7 +198,8 @@ def fit(args, spec, recipe, train, val) -> int:  # noqa: ANN001
 
     torch.manual_seed(args.seed)
     data_name = Path(args.data).name
-    out = args.out or Path("runs/train") / f"{args.model}_{spec.variant}_{data_name}"
+    run_name = f"{args.model}_{spec.variant}_{data_name}" + "_int8" * args.quantise_aware
+    out = args.out or Path("runs/train") / run_name
     if (out / "last.safetensors").exists() and not args.resume:
         raise TrainingError(
             f"{out} already holds a run; nothing was changed. "
@@ -169,7 +214,9 @@ def fit(args, spec, recipe, train, val) -> int:  # noqa: ANN001
     model = model_class(args.model)(spec, **options)
     if init != "scratch":
         left_out = load_matching(model, Path(init))
-        print(f"starting from {init}; {len(left_out)} tensors start fresh")
+        fresh = Counter(name.split(".")[0] for name in left_out)
+        shown = ", ".join(f"{count} of {part}" for part, count in fresh.items())
+        print(f"starting from {init}; {len(left_out)} tensors start fresh: {shown or 'none'}")
     about = {
         "data": data_name,
         "command": "python training/train.py " + shlex.join(sys.argv[1:]),
@@ -188,6 +235,7 @@ def fit(args, spec, recipe, train, val) -> int:  # noqa: ANN001
             workers=args.workers,
             save_every=args.save_every,
             uses=STREET_USES if args.data == "street" else None,
+            is_quantise_aware=args.quantise_aware,
         ),
         about,
     )

@@ -1,8 +1,8 @@
 """Check a graph against the rules that every backend must be able to rely on.
 
-The rules are those of design section 5 and facts/tensorrt.md section 8: what TensorRT 10.3 to 11.4,
-TensorRT-RTX, ONNX Runtime and OpenVINO all accept, and what keeps results equal between them. A
-finding names the rule, the node and what to do; a clean graph gives none.
+The rules are what TensorRT 10.3 to 11.4, TensorRT-RTX, ONNX Runtime and OpenVINO all accept, and
+what keeps results equal between them. A finding names the rule, the node and what to do; a clean
+graph gives none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import onnx.helper
 import onnx.numpy_helper
 from onnx import TensorProto
 
+from export.graph.lint_scales import QUANTISERS, check_scales
 from export.graph.select import DOMAIN
 from export.graph.shapes import STANDARD, known_integers
 from export.graph.subject import Subject, Target
@@ -48,7 +49,6 @@ ELEMENT_TYPES = {
     *(TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64),
 }
 OTHER_FLOATS = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-QUANTISERS = {"QuantizeLinear", "DequantizeLinear"}
 GATHERS = {"Gather", "GatherElements", "GatherND"}  # move values and compute nothing
 # Under a bf16 hint OpenVINO computes all that feeds one of these in bf16.
 BF16_SINKS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "RNN", "GRU", "LSTM", "Resize"}
@@ -289,8 +289,7 @@ def _check_float32_path(subject: Subject) -> Iterator[tuple[str, str]]:
     for node in subject.inlined.graph.node:
         if node.op_type == "TopK" or chosen & reads(node):
             chosen.update(node.output)
-    outputs = subject.inlined.graph.output
-    needed = {o.name for o in outputs if o.type.tensor_type.elem_type != TensorProto.UINT8}
+    needed = {output.name for output in subject.inlined.graph.output}
     for node in reversed(subject.inlined.graph.node):
         if not needed & {*node.output}:
             continue
@@ -344,6 +343,7 @@ RULES: dict[str, Callable[[Subject], Iterator[tuple[str, str]]]] = {
     "uint8": _check_uint8,
     "int32-bias": _check_int32_bias,
     "zero-point": _check_zero_point,
+    "scale": check_scales,
     "float32-path": _check_float32_path,
     "bf16-reach": _check_bf16_reach,
 }

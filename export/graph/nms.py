@@ -1,7 +1,8 @@
-"""KestrelNms: exact greedy non-maximum suppression per class, as an ONNX local function.
+"""KestrelNms: non-maximum suppression per class, greedy or fast, as an ONNX local function.
 
     num_detections, boxes, scores, classes, indices
-        = KestrelNms<max_detections = M>(boxes, scores, classes, iou_threshold)
+        = KestrelNms<max_detections = M, method, per_class_limit>(
+            boxes, scores, classes, iou_threshold)
 
 Inputs: boxes (B, T, 4) f32 as (x1, y1, x2, y2); scores (B, T) f32, falling, 0 in empty rows;
 classes (B, T) i64; iou_threshold (B) f32, at least 0.
@@ -10,16 +11,24 @@ Outputs: num_detections (B) i32; boxes (B, M, 4) f32, 0 in padding; scores (B, M
 classes (B, M) i32, -1 in padding; indices (B, M) i64, rows of the input, 0 in padding. All shapes
 are fixed, and M may exceed T.
 
-Definition (that of torchvision.ops.nms, class by class). Rows in order: a row is kept if its score
-is > 0, its box is finite, and its IoU with every row of its class kept before is not above
-iou_threshold. The first M kept rows come out, in order. IoU = inter / (area_i + area_j - inter) in
-float32; zero-area and inverted boxes neither suppress nor are suppressed; a box with a coordinate
-that is NaN or infinite is dropped.
+Definition. A row enters if its score is > 0 and its box is finite. IoU = inter / (area_i + area_j -
+inter) in float32; zero-area and inverted boxes neither suppress nor are suppressed.
 
-Method ("rank-coded greedy" of facts/nms.md): one kept box per step, O(T) each, exact after M steps.
+* method "greedy" (that of torchvision.ops.nms, class by class). Rows in order: a row is kept if its
+  IoU with every row of its class kept before is not above iou_threshold.
+* method "fast" (Fast NMS of YOLACT, arXiv:1904.02689, section 3.3). A row is kept if it is among
+  the first `per_class_limit` rows of its class that entered, and its IoU with every one of these
+  before it, kept or not, is not above iou_threshold.
+
+The first M kept rows come out, in order.
+
+Greedy works by "rank-coded" steps: one kept box per step, O(T) each, exact after M steps.
 The state `rank` (B, T + 1) says all: T - row for a row still alive, 0 for one that is out, row - T
 for one that is kept. The next box is the one with the greatest rank, so its row is T - rank. Row T
 is empty and catches the steps after the last box.
+
+Fast has no sequence: each row is held against all rows before it. The Loop only bounds memory: a
+trip takes 64 rows against all, so that T = 2048 needs 0.5 MB per image and not 16 in each tensor.
 
 Rules the text below keeps:
 
@@ -33,19 +42,28 @@ Rules the text below keeps:
 * Areas are at least the smallest normal float, so 0 / 0 cannot arise, and `Less(threshold, iou)` is
   false for NaN.
 
-Two bodies: `early_exit=True` leaves the Loop when no row is alive, for CPUs; `early_exit=False`
-runs ceil(M / 4) trips of 4 steps, a surplus step changes nothing. TensorRT can keep fixed trips on
-the device; early exit makes it copy a flag to the host in every trip.
+Two bodies of each: `early_exit=True` leaves the Loop when no row is alive, for CPUs;
+`early_exit=False` runs ceil(M / 4) trips of 4 steps, a surplus step changes nothing, or all trips
+of 64 rows. TensorRT can keep fixed trips on the device; early exit makes it copy a flag to the host
+in every trip.
+
+A model uses one method. The attribute says which, for readers and for a TensorRT plugin of that
+name; the body does not read it.
 """
+
+from typing import Literal
 
 import onnx
 
 from export.graph.select import DOMAIN, check_opset, parse_body
 
-OP_TYPE = "KestrelNms"
+Method = Literal["greedy", "fast"]
 
-_HEADER = """
-KestrelNms <max_detections: int = 100>
+OP_TYPE = "KestrelNms"
+METHODS = ("greedy", "fast")
+PER_CLASS_LIMIT = 200  # of Fast NMS, as published
+
+_SIGNATURE = """
   (boxes, scores, classes, iou_threshold)
   => (num_detections, det_boxes, det_scores, det_classes, det_indices)
 """
@@ -80,8 +98,8 @@ _APPEND = """
   all_classes = Pad(class_float, row_after2, zero)
 """
 
-# 2. Boxes with the class as a third side: corners (B, 3, T + 1) to compare, (B, T + 1, 3, 1) to
-# take one row of.
+# 2. Boxes with the class as a third side; for greedy steps corners (B, 3, T + 1) to compare,
+# (B, T + 1, 3, 1) to take one row of.
 _CORNERS = """
   x1, y1, x2, y2 = Split<axis = 2, num_outputs = 4>(all_boxes)
   width = Sub(x2, x1)
@@ -90,6 +108,9 @@ _CORNERS = """
   area_rows = Max(area_any, tiny)                      # (B, T + 1, 1)
   area = Squeeze(area_rows, axis2)                     # (B, T + 1)
   z1 = Unsqueeze(all_classes, axis2)
+"""
+
+_CLASS_SIDES = """
   z2 = Add(z1, unit)
   near3 = Concat<axis = 2>(x1, y1, z1)                 # (B, T + 1, 3)
   far3 = Concat<axis = 2>(x2, y2, z2)
@@ -116,10 +137,9 @@ _RANKS = """
   greatest = ReduceMax<keepdims = 1>(rank, axis1)      # (B, 1)
 """
 
-# 5. The kept rows: after Neg their ranks are positive and distinct, so TopK brings them in order on
-# every engine. M zeros are appended first, for M > T.
+# 5. The kept rows: their ranks, made positive, are distinct, so TopK brings them in order on every
+# engine. M zeros are appended first, for M > T.
 _EMIT = """
-  kept_ranks = Neg(rank_end)
   more_begin = Constant<value = int64[3] {0, 0, 0}>()
   more = Concat<axis = 0>(more_begin, m1)
   kept_padded = Pad(kept_ranks, more, zero)            # (B, T + 1 + M)
@@ -218,21 +238,127 @@ def _greedy_loop(*, early_exit: bool, steps_per_iteration: int) -> str:
       (int64 trip, bool go_in, float[?, ?] rank_in, float[?, 1] greatest_in)
       => (bool again, float[?, ?] rank_out, float[?, 1] greatest_out) {{
 {steps}{again}  }}>
+  kept_ranks = Neg(rank_end)
+"""
+
+
+# 4 of method "fast". Each row as one of those that may beat others, 64 to a chunk: its key is its
+# number, or beyond every number if it has not entered, so that it comes before no row.
+_CHUNKS = """
+  lanes1 = Constant<value = int64[1] {64}>()
+  lanes_less = Constant<value = int64[1] {63}>()
+  lanes_float = Constant<value = float {64}>()
+  limit = Constant<value_int: int = @per_class_limit>()
+  limit_float = Cast<to = 1>(limit)
+  row_key = Where(is_alive, row_float, largest)
+  row_key3 = Unsqueeze(row_key, axis2)
+  packed = Concat<axis = 2>(x1, y1, x2, y2, area_rows, z1, row_key3)  # (B, T + 1, 7)
+  num_rows1 = Unsqueeze(num_rows, axis0)
+  rows_up = Add(num_rows1, lanes_less)
+  chunks1 = Div(rows_up, lanes1)                       # [R]
+  filled = Mul(chunks1, lanes1)
+  fill = Sub(filled, num_rows1)
+  fill_begin = Constant<value = int64[4] {0, 0, 0, 0}>()
+  fill_end = Constant<value = int64[1] {0}>()
+  fill_pads = Concat<axis = 0>(fill_begin, fill, fill_end)
+  packed_full = Pad(packed, fill_pads, largest)
+  copy_batch = Constant<value = int64[1] {0}>()
+  sides1 = Constant<value = int64[1] {7}>()
+  chunk_shape = Concat<axis = 0>(copy_batch, chunks1, lanes1, sides1)
+  chunks = Reshape(packed_full, chunk_shape)           # (B, R, 64, 7)
+  trips = Squeeze(chunks1, axis0)
+  all_x1 = Transpose<perm = [0, 2, 1]>(x1)             # (B, 1, T + 1)
+  all_y1 = Transpose<perm = [0, 2, 1]>(y1)
+  all_x2 = Transpose<perm = [0, 2, 1]>(x2)
+  all_y2 = Transpose<perm = [0, 2, 1]>(y2)
+  all_area = Transpose<perm = [0, 2, 1]>(area_rows)
+  all_labels = Transpose<perm = [0, 2, 1]>(z1)
+  threshold3 = Unsqueeze(threshold, axis2)             # (B, 1, 1)
+  none_yet = Sub(all_scores, all_scores)               # (B, T + 1) of 0
+"""
+
+# A trip: how many rows of its class stand before each row, and whether one of them overlaps it.
+_CHUNK_STEP = """
+      some = Gather<axis = 1>(chunks, trip)            # (B, 64, 7)
+      c_x1, c_y1, c_x2, c_y2, c_area, c_label, c_key = Split<axis = 2, num_outputs = 7>(some)
+      low_x = Max(c_x1, all_x1)                        # (B, 64, T + 1)
+      low_y = Max(c_y1, all_y1)
+      high_x = Min(c_x2, all_x2)
+      high_y = Min(c_y2, all_y2)
+      gap_x = Sub(high_x, low_x)
+      gap_y = Sub(high_y, low_y)
+      side_x = Relu(gap_x)
+      side_y = Relu(gap_y)
+      inter = Mul(side_x, side_y)
+      both = Add(c_area, all_area)
+      union = Sub(both, inter)
+      iou = Div(inter, union)
+      is_over = Less(threshold3, iou)
+      is_before = Less(c_key, row_float)
+      is_same = Equal(c_label, all_labels)
+      is_rival = And(is_before, is_same)
+      rival = Cast<to = 1>(is_rival)
+      more_before = ReduceSum<keepdims = 0>(rival, axis1)
+      before_out = Add(before_in, more_before)
+      is_beating = And(is_rival, is_over)
+      beating = Cast<to = 1>(is_beating)
+      beaten_here = ReduceMax<keepdims = 0>(beating, axis1)
+      beaten_out = Max(beaten_in, beaten_here)
+"""
+
+
+def _fast_loop(*, early_exit: bool) -> str:
+    """Write step 4 of method "fast"; early exit leaves the Loop after the last row that entered."""
+    if early_exit:
+        before = """
+  row_next = Add(row_float, unit)
+  alive_next = Where(is_alive, row_next, zero)
+  alive_end = ReduceMax<keepdims = 0>(alive_next)      # one past the last row of all images
+  go = Less(zero, alive_end)
+"""
+        again = """
+      trip_float = Cast<to = 1>(trip)
+      trip_next = Add(trip_float, unit)
+      rows_done = Mul(trip_next, lanes_float)
+      again = Less(rows_done, alive_end)
+"""
+    else:
+        before = """
+  go = Constant<value = bool {1}>()
+"""
+        again = """
+      again = Identity(go_in)
+"""
+    return f"""{_CHUNKS}{before}
+  before_end, beaten_end = Loop(trips, go, none_yet, none_yet) <body = rivals
+      (int64 trip, bool go_in, float[?, ?] before_in, float[?, ?] beaten_in)
+      => (bool again, float[?, ?] before_out, float[?, ?] beaten_out) {{
+{_CHUNK_STEP}{again}  }}>
+  is_ranked = Less(before_end, limit_float)
+  is_unbeaten = Less(beaten_end, unit)
+  is_staying = And(is_ranked, is_unbeaten)
+  kept_ranks = Where(is_staying, rank, zero)
 """
 
 
 def nms_function(
-    *, early_exit: bool, steps_per_iteration: int | None = None, opset: int = 18
+    *,
+    early_exit: bool,
+    method: Method = "greedy",
+    steps_per_iteration: int | None = None,
+    opset: int = 18,
 ) -> onnx.FunctionProto:
     """Build the body of KestrelNms; see the module's docstring for what it computes.
 
     Args:
         early_exit: leave the Loop when no row is alive (CPUs) instead of a fixed number of trips
             (TensorRT).
+        method: "greedy" or "fast".
         steps_per_iteration: greedy steps in one trip of the Loop; by default 1 with early exit and
-            4 without.
+            4 without. Fast NMS has none.
         opset: version of the standard operators; must be the model's.
     """
+    check_method(method)
     if steps_per_iteration is None:
         steps_per_iteration = 1 if early_exit else 4
     if steps_per_iteration < 1:
@@ -240,6 +366,23 @@ def nms_function(
             f"steps_per_iteration is {steps_per_iteration}, expected at least 1. Leave it out."
         )
     check_opset(opset)
-    loop = _greedy_loop(early_exit=early_exit, steps_per_iteration=steps_per_iteration)
-    body = "".join((_CONSTANTS, _APPEND, _CORNERS, _RANKS, loop, _EMIT))
-    return parse_body(f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">{_HEADER}{{{body}}}')
+    if method == "fast":
+        steps = (_CONSTANTS, _APPEND, _CORNERS, _RANKS, _fast_loop(early_exit=early_exit), _EMIT)
+    else:
+        loop = _greedy_loop(early_exit=early_exit, steps_per_iteration=steps_per_iteration)
+        steps = (_CONSTANTS, _APPEND, _CORNERS, _CLASS_SIDES, _RANKS, loop, _EMIT)
+    return parse_body(
+        f'<opset_import: ["" : {opset}], domain: "{DOMAIN}">\n'
+        f'{OP_TYPE} <max_detections: int = 100, method: string = "{method}", '
+        f"per_class_limit: int = {PER_CLASS_LIMIT}>{_SIGNATURE}"
+        f"{{{''.join(steps)}}}"
+    )
+
+
+def check_method(method: str) -> None:
+    """Refuse a method of suppression that is not defined here."""
+    if method not in METHODS:
+        raise ValueError(
+            f"the method of suppression is {method!r}, expected one of {', '.join(METHODS)}. "
+            "Correct the spec's nms."
+        )

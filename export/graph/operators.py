@@ -2,7 +2,7 @@
 
     scores, anchors, classes = torch.ops.kestrel.select(logits, score_threshold, T, "sigmoid")
     num_detections, boxes, scores, classes, indices = torch.ops.kestrel.nms(
-        boxes, scores, classes, iou_threshold, M)
+        boxes, scores, classes, iou_threshold, M, "greedy", 200)
 
 Both run in eager mode (the torch side of verification) and trace with a symbolic batch. Export:
 
@@ -18,13 +18,11 @@ the semantics are written down).
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx.checker
 import onnx.helper
 import onnx.inliner
 import torch
-import torchvision
 from onnx import TensorProto
 from onnx.defs import OpSchema
 from onnxscript.values import Op as OnnxOp
@@ -33,6 +31,7 @@ from torch import Tensor
 
 from export.graph import nms, select
 from export.graph.shapes import drop_unread, fold_shapes, infer_shapes
+from export.graph.suppression import keep_fast, keep_greedy
 from export.graph.walking import attribute, walk
 
 MINIMUM_IR_VERSION = 9  # default values of function attributes
@@ -88,9 +87,15 @@ def _(
 
 @torch.library.custom_op("kestrel::nms", mutates_args=())
 def suppress(
-    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: Tensor, max_detections: int
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    iou_threshold: Tensor,
+    max_detections: int,
+    method: str = "greedy",
+    per_class_limit: int = nms.PER_CLASS_LIMIT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Suppress overlapping boxes greedily per class; `export/graph/nms.py` has the definition.
+    """Suppress overlapping boxes per class; `export/graph/nms.py` has the definition.
 
     Args:
         boxes: (B, T, 4) f32 as (x1, y1, x2, y2).
@@ -98,12 +103,15 @@ def suppress(
         classes: (B, T) i64.
         iou_threshold: (B) f32, at least 0.
         max_detections: M.
+        method: "greedy" or "fast".
+        per_class_limit: rows of a class that Fast NMS looks at.
 
     Returns:
         num_detections (B) i32, boxes (B, M, 4) f32, scores (B, M) f32, classes (B, M) i32 with -1
         in padding, and indices (B, M) i64 into the T rows.
     """
     _check_nms(boxes, scores, classes, iou_threshold, max_detections)
+    nms.check_method(method)
     batch = boxes.shape[0]
     kept_boxes = boxes.new_zeros(batch, max_detections, 4)
     kept_scores = boxes.new_zeros(batch, max_detections)
@@ -111,7 +119,8 @@ def suppress(
     indices = classes.new_zeros(batch, max_detections)
     num_detections = classes.new_zeros(batch, dtype=torch.int32)
     for row in range(batch):
-        kept = _keep_rows(boxes[row], scores[row], classes[row], iou_threshold[row])
+        frame = (boxes[row], scores[row], classes[row], iou_threshold[row])
+        kept = keep_fast(*frame, per_class_limit) if method == "fast" else keep_greedy(*frame)
         kept = kept[:max_detections]
         num = len(kept)
         num_detections[row] = num
@@ -124,7 +133,13 @@ def suppress(
 
 @suppress.register_fake
 def _(
-    boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: Tensor, max_detections: int
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    iou_threshold: Tensor,
+    max_detections: int,
+    method: str = "greedy",
+    per_class_limit: int = nms.PER_CLASS_LIMIT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check_nms(boxes, scores, classes, iou_threshold, max_detections)
     rows = (boxes.shape[0], max_detections)
@@ -150,28 +165,6 @@ def _score(logits: Tensor, activation: str) -> Tensor:
     """Turn the logits of candidates into scores, which are above 0."""
     tiny = torch.finfo(torch.float32).tiny
     return logits.sigmoid().clamp(min=tiny) if activation == "sigmoid" else logits
-
-
-def _keep_rows(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: Tensor) -> Tensor:
-    """Give the rows (n,) of one image that greedy NMS keeps, in order.
-
-    Args:
-        boxes: (T, 4).
-        scores: (T,).
-        classes: (T,).
-        iou_threshold: ().
-    """
-    usable = (scores > 0) & boxes.isfinite().all(dim=1)
-    # Ranks instead of scores: equal scores keep their order whatever torchvision's sort does.
-    ranks = torch.arange(len(boxes), 0, -1, dtype=torch.float32, device=boxes.device)
-    # torchvision compares the float32 IoU with a double: hand over the float32 threshold, exactly.
-    threshold = float(np.float32(iou_threshold.item()))
-    kept = [
-        rows[torchvision.ops.nms(boxes[rows], ranks[rows], threshold)]
-        for label in classes[usable].unique()
-        for rows in [(usable & (classes == label)).nonzero()[:, 0]]
-    ]
-    return torch.cat(kept).sort().values if kept else classes.new_zeros(0)
 
 
 def _check_select(
@@ -257,16 +250,34 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     nms_node = _make_node_writer(
         nms.OP_TYPE,
         {"boxes": "float", "scores": "float", "classes": "int64", "iou_threshold": "float"},
-        {"max_detections": OpSchema.AttrType.INT},
+        {
+            "max_detections": OpSchema.AttrType.INT,
+            "method": OpSchema.AttrType.STRING,
+            "per_class_limit": OpSchema.AttrType.INT,
+        },
     )
 
     def write_select(logits: Any, score_threshold: Any, candidates: int, activation: str) -> Any:
         return select_node(logits, score_threshold, candidates=candidates, activation=activation)
 
     def write_nms(
-        boxes: Any, scores: Any, classes: Any, iou_threshold: Any, max_detections: int
+        boxes: Any,
+        scores: Any,
+        classes: Any,
+        iou_threshold: Any,
+        max_detections: int,
+        method: str = "greedy",
+        per_class_limit: int = nms.PER_CLASS_LIMIT,
     ) -> Any:
-        return nms_node(boxes, scores, classes, iou_threshold, max_detections=max_detections)
+        return nms_node(
+            boxes,
+            scores,
+            classes,
+            iou_threshold,
+            max_detections=max_detections,
+            method=method,
+            per_class_limit=per_class_limit,
+        )
 
     return {
         torch.ops.kestrel.select.default: write_select,
@@ -312,7 +323,7 @@ def attach_functions(model: onnx.ModelProto, *, early_exit: bool, inline: bool) 
 def _functions_for(
     nodes: list[onnx.NodeProto], *, early_exit: bool, opset: int
 ) -> list[onnx.FunctionProto]:
-    """Build the functions that the nodes call; a model has one body of KestrelSelect at most."""
+    """Build the functions that the nodes call; a model has one body of each at most."""
     known = {select.OP_TYPE, nms.OP_TYPE}
     used = {node.op_type for node in nodes}
     if used - known:
@@ -323,20 +334,23 @@ def _functions_for(
         )
     functions = []
     if select.OP_TYPE in used:
-        activations = {
-            attribute(node, "activation", "sigmoid")
-            for node in nodes
-            if node.op_type == select.OP_TYPE
-        }
-        if len(activations) > 1:
-            raise ValueError(
-                f"the {select.OP_TYPE} nodes have the activations {sorted(activations)}, expected "
-                "one. Apply sigmoid in the model and use 'none' for all."
-            )
-        functions.append(select.select_function(activation=activations.pop(), opset=opset))
+        activation = _the_one(nodes, select.OP_TYPE, "activation", "sigmoid")
+        functions.append(select.select_function(activation=activation, opset=opset))
     if nms.OP_TYPE in used:
-        functions.append(nms.nms_function(early_exit=early_exit, opset=opset))
+        method = _the_one(nodes, nms.OP_TYPE, "method", "greedy")
+        functions.append(nms.nms_function(early_exit=early_exit, method=method, opset=opset))
     return functions
+
+
+def _the_one(nodes: list[onnx.NodeProto], op_type: str, name: str, default: str) -> Any:
+    """Give an attribute in which all nodes of a type must agree: they share one body."""
+    values = {attribute(node, name, default) for node in nodes if node.op_type == op_type}
+    if len(values) > 1:
+        raise ValueError(
+            f"the {op_type} nodes have the {name}s {sorted(map(str, values))}, expected one. "
+            "Use the same for all."
+        )
+    return values.pop()
 
 
 def _type_outputs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

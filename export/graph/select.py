@@ -20,9 +20,9 @@ Definition. Let cut(b, k) be the threshold in the units of the logits:
 * Rows without a candidate come last, with score 0, anchor 0 and class 0: valid indices, so that
   gathering is safe.
 
-Method (measured in facts/nms.md, section 7): max over classes, the T best anchors, then the T best
-pairs of those. This is exact: a pair among the T best lies in an anchor whose best pair is among
-the T best. Comparing logits instead of scores leaves T sigmoids in place of B * A * K.
+Method: max over classes, the T best anchors, then the T best pairs of those. This is exact: a pair
+among the T best lies in an anchor whose best pair is among the T best. Comparing logits instead of
+scores leaves T sigmoids in place of B * A * K.
 
 Rules the text below keeps, because engines differ:
 
@@ -45,7 +45,7 @@ OP_TYPE = "KestrelSelect"
 DOMAIN = "kestrel"
 ACTIVATIONS = ("sigmoid", "none")
 OPSETS = (18, 19)  # ReduceMax takes its axes as an input from 18 on; nothing here changes in 19
-MAX_CANDIDATES = 2048  # TensorRT's TopK ends at 3840; design.md section 5
+MAX_CANDIDATES = 2048  # TensorRT's TopK ends at 3840
 MAX_KEYS = 2**23  # keys reach twice the number of entries and float32 counts exactly to 2**24
 
 _CONSTANTS = """

@@ -110,7 +110,7 @@ def _judge(
                     name=label(node),
                     kind=node.op_type,
                     precision=_precision_of(node, types, made_by),
-                    macs=_count_macs(node, shapes, made_by) if node.op_type in PRODUCTS else 0,
+                    macs=count_macs(node, shapes, made_by) if node.op_type in PRODUCTS else 0,
                     reads=outer_reads,  # what is inside a Loop lies where the Loop lies
                     writes=tuple(outer.output),
                     is_selection=_is_selection(node),
@@ -148,9 +148,15 @@ def _is_fused(node: onnx.NodeProto) -> bool:
     return node.domain.startswith("com.microsoft")
 
 
-def _count_macs(
+def count_macs(
     node: onnx.NodeProto, shapes: Mapping[str, Sides], made_by: Mapping[str, onnx.NodeProto]
 ) -> int | None:
+    """Multiply-adds of a product (a key of PRODUCTS); None where a shape is not known.
+
+    Args:
+        shapes: tensor -> sides, those that are open as 1.
+        made_by: tensor -> the node that gives it.
+    """
     first_place, weights_place = PRODUCTS[node.op_type]
     first = _shape_of(node.input[first_place], shapes, made_by)
     weights = _shape_of(node.input[weights_place], shapes, made_by)

@@ -34,31 +34,50 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ValueError: the graph has half tensors already.
     """
-    types = _element_types(infer_shapes(model))
+    types = element_types(infer_shapes(model))
     halved = [name for name, kind in types.items() if kind == TensorProto.FLOAT16]
     if halved:
         raise ValueError(
             f"tensor {halved[0]!r} is half already, expected a float32 graph. "
             "Give what the trace wrote."
         )
+    return write_half(model, find_half(model))
+
+
+def find_half(model: onnx.ModelProto) -> list[bool]:
+    """Say of each node of a float32 graph, in order, whether `to_half` computes it in half."""
+    floats = _find_floats(model)
+    constants = float_constants(model.graph)
+    return choose_half(model.graph, floats=floats, constants=constants, opset=_opset(model))
+
+
+def write_half(model: onnx.ModelProto, is_half: list[bool]) -> onnx.ModelProto:
+    """Give a graph with some of its nodes, in order, in half; it may hold Q/DQ pairs."""
     mixed = onnx.ModelProto()
     mixed.CopyFrom(model)
-    floats = {name for name, kind in types.items() if kind == TensorProto.FLOAT}
-    opset = next(entry.version for entry in model.opset_import if entry.domain in STANDARD)
-    constants = _float_constants(mixed.graph)
-    is_half = choose_half(mixed.graph, floats=floats, constants=constants, opset=opset)
-    _Rewriting(mixed.graph, floats, constants, opset).run(is_half)
+    constants = float_constants(mixed.graph)
+    _Rewriting(mixed.graph, _find_floats(model), constants, _opset(model)).run(is_half)
     return infer_shapes(mixed)
 
 
-def _element_types(model: onnx.ModelProto) -> dict[str, int]:
+def _find_floats(model: onnx.ModelProto) -> set[str]:
+    types = element_types(infer_shapes(model))
+    return {name for name, kind in types.items() if kind == TensorProto.FLOAT}
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return int(next(entry.version for entry in model.opset_import if entry.domain in STANDARD))
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every tensor of a graph whose shapes were inferred."""
     graph = model.graph
     infos = (*graph.input, *graph.value_info, *graph.output)
     types = {info.name: info.type.tensor_type.elem_type for info in infos}
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def _float_constants(graph: onnx.GraphProto) -> dict[str, NDArray[np.float32]]:
+def float_constants(graph: onnx.GraphProto) -> dict[str, NDArray[np.float32]]:
     """Values of float32 initialisers and Constant nodes."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:

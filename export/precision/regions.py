@@ -76,6 +76,13 @@ def choose_half(
     return is_half
 
 
+def find_tail(graph: onnx.GraphProto, floats: set[str]) -> list[bool]:
+    """Say of each node of the graph, in order, whether it is of the tail or behind a selection."""
+    kinds = _trace_forward(graph, floats)
+    is_tail = _trace_backward(graph, floats, kinds)
+    return [tail or chosen for tail, (_, chosen) in zip(is_tail, kinds, strict=True)]
+
+
 def _trace_forward(graph: onnx.GraphProto, floats: set[str]) -> list[tuple[bool, bool]]:
     """Of each node: does it depend on a product (or is it one), does it depend on a selection."""
     fed: set[str] = set()

@@ -9,13 +9,14 @@ import onnx
 from onnx import numpy_helper
 
 from export.graph.lint import lint
+from export.graph.subject import Target
 from export.precision.audit import find_type_fault
 from runtime.contract.bundle import Bundle, Kind
 from runtime.contract.errors import ManifestError
 from runtime.contract.manifest import METADATA_KEY, Manifest
 from runtime.contract.outputs import TensorSpec
 
-KINDS: tuple[Kind, ...] = ("portable", "plugin")
+KINDS: tuple[Kind, ...] = ("portable", "plugin", "cpu")
 NUMPY_NAMES = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.INT32: "int32",
@@ -28,7 +29,7 @@ def find_file_fault(bundle: Bundle, precision: str) -> str:
     """Say which file of a precision is not what the manifest says; empty where all are.
 
     Looked at are the copy of the manifest inside it, names, types and shapes of its inputs and
-    outputs, the precision of its layers, the rules of the lint, and whether both kinds of file
+    outputs, the precision of its layers, the rules of the lint, and whether all kinds of file
     have the same weights.
 
     Raises:
@@ -49,8 +50,9 @@ def find_file_fault(bundle: Bundle, precision: str) -> str:
             fault = next(_find_faults(models[kind], manifest, precision, kind), "")
             if fault:
                 return f"{path.name}: {fault}"
-        if len(models) == len(KINDS) and (name := _find_other_weight(*models.values())):
-            return f"{path.name}: weight {name} is not that of the portable file. Export again."
+            name = _find_other_weight(models.get("portable", models[kind]), models[kind])
+            if name:
+                return f"{path.name}: weight {name} is not that of the portable file. Export again."
     return ""
 
 
@@ -61,7 +63,8 @@ def _find_faults(
     yield from _find_contract_faults(model, manifest)
     if fault := find_type_fault(model, precision):
         yield fault
-    for finding in lint(model, target="plugin" if kind == "plugin" else "portable"):
+    target: Target = "plugin" if kind == "plugin" else "portable"
+    for finding in lint(model, target=target, is_cpu_int8=kind == "cpu"):
         yield f"breaks rule {finding.rule} at {finding.node!r}: {finding.message}"
 
 
@@ -110,13 +113,13 @@ def _describe_spec(spec: TensorSpec, manifest: Manifest) -> str:
     return f"{spec.dtype} ({', '.join(['B', *sides[1:]])})"
 
 
-def _find_other_weight(portable: onnx.ModelProto, plugin: onnx.ModelProto) -> str:
+def _find_other_weight(portable: onnx.ModelProto, other: onnx.ModelProto) -> str:
     """Name of a weight that both files have and that differs; empty where none does."""
     known = {tensor.name: tensor for tensor in portable.graph.initializer}
-    for tensor in plugin.graph.initializer:
-        other = known.get(tensor.name)
-        if other is not None and (
-            numpy_helper.to_array(other).tobytes() != numpy_helper.to_array(tensor).tobytes()
+    for tensor in other.graph.initializer:
+        ours = known.get(tensor.name)
+        if ours is not None and (
+            numpy_helper.to_array(ours).tobytes() != numpy_helper.to_array(tensor).tobytes()
         ):
             return str(tensor.name)
     return ""

@@ -9,14 +9,15 @@ import numpy as np
 
 from training.data import each_once, open_data
 from training.data.geometry import letterbox
-from training.data.sample import Sample
+from training.data.sample import Sample, Source
 
 
-def proof_samples(data: str, count: int | None, split: str = "val") -> Iterator[Sample]:
-    """The first `count` labelled frames of a split (None: all), in source pixels."""
-    return itertools.islice(each_once(open_data(data, split)), count)
+def proof_samples(source: Source, count: int | None) -> Iterator[Sample]:
+    """The first `count` labelled frames of an open split (None: all), in source pixels."""
+    return itertools.islice(each_once(source), count)
 
 
 def network_frames(data: str, size_hw: tuple[int, int], count: int) -> np.ndarray:
     """(N, H, W, 3) uint8 BGR, letterboxed; N is smaller where the data set is."""
-    return np.stack([letterbox(s, size_hw).image for s in proof_samples(data, count)])
+    samples = proof_samples(open_data(data, "val"), count)
+    return np.stack([letterbox(sample, size_hw).image for sample in samples])

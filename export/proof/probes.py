@@ -17,9 +17,9 @@ from runtime.contract.matching import Comparison, Rows, compare_detections, pair
 from runtime.contract.samples import Samples
 from runtime.preprocess import Letterbox
 from runtime.sessions.base import Session
-from training.data.geometry import letterbox
 from training.data.sample import Sample
 from training.models.base import Spec
+from training.tasks.detection import fit_input
 
 SAME_SCORE = 1e-4  # between runs of one graph at other thresholds or batches
 SAME_BOX_PX = 0.05
@@ -44,12 +44,11 @@ def probe_manifest(manifest: Manifest, spec: Spec) -> list[str]:
     ]
 
 
-def probe_letterbox(manifest: Manifest, samples: Sequence[Sample]) -> list[str]:
+def probe_letterbox(manifest: Manifest, spec: Spec, samples: Sequence[Sample]) -> list[str]:
     """The manifest's geometry against the one the network was trained with, to the pixel."""
     geometry = manifest.geometry
-    size_hw = (geometry.height, geometry.width)
     for sample in samples:
-        trained = letterbox(sample, size_hw)
+        trained = fit_input(sample, spec)
         fitted = Letterbox.fit(sample.image_hw, geometry)
         if not np.array_equal(trained.image, fitted.apply(sample.image)):
             return [f"the letterbox of {sample.file_name} differs from training's"]
@@ -146,9 +145,9 @@ def probe_batches(session: Session, manifest: Manifest, feeds: Rows) -> list[str
 
     Each frame has thresholds of its own, so that a graph that takes the first frame's shows.
     """
-    feeds = _with_own_thresholds(feeds)
+    feeds = _with_own_thresholds(_filled_up(feeds, max(manifest.batches)))
     for batch in manifest.batches:
-        if batch == 1 or batch > len(feeds["image"]):
+        if batch == 1:
             continue
         together = session.run({name: value[:batch] for name, value in feeds.items()})
         for index in range(batch):
@@ -160,6 +159,19 @@ def probe_batches(session: Session, manifest: Manifest, feeds: Rows) -> list[str
                     "differs from the same frame alone"
                 ]
     return []
+
+
+def _filled_up(feeds: Rows, count: int) -> Rows:
+    """At least `count` frames: where there are fewer, they come again mirrored, to differ."""
+    num = len(feeds["image"])
+    places = np.arange(max(num, count)) % num
+    filled = {name: value[places].copy() for name, value in feeds.items()}
+    for index in range(num, len(places)):
+        turn = index // num
+        frame = filled["image"][index]
+        frame = frame[:, ::-1] if turn % 2 else frame
+        filled["image"][index] = (frame[::-1] if turn // 2 % 2 else frame).copy()
+    return filled
 
 
 def _with_own_thresholds(feeds: Rows) -> Rows:

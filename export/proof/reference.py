@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from export import bundling
 from export.bundling import torch_results, with_fitting_candidates
 from export.graph.operators import attach_functions
-from export.precision.writing import CONVERSIONS
+from export.precision.writing import convert_again
 from export.proof.diagnosis import find_changes
 from export.proof.frames import proof_samples
 from export.proof.probes import (
@@ -27,22 +27,25 @@ from export.proof.probes import (
     probe_thresholds,
 )
 from export.proof.sheet import write_sheet
+from export.tasks import task_module as export_task
 from runtime.contract.bundle import Bundle
-from runtime.contract.errors import BundleError
+from runtime.contract.errors import BundleError, KestrelError
 from runtime.contract.manifest import Manifest
 from runtime.contract.matching import Comparison, Rows, compare_detections
 from runtime.contract.samples import Samples
 from runtime.preprocess import Letterbox
 from runtime.sessions.base import Session
 from runtime.tasks import load_task as runtime_task
+from training.data import open_data
 from training.data.sample import Sample
 from training.loop.checkpoint import file_sha256, load_release
-from training.metrics.detection import GroundTruth, score_boxes
+from training.metrics.detection import GroundTruth
 from training.models.base import Model
 from training.tasks import task_module as training_task
 
 SCORE_FLOOR = 0.001  # results below it do not enter AP
 PROBED_FRAMES = 8
+GATED = ("AP", "mask_AP")  # scores that an artifact must keep
 
 
 @dataclass(slots=True)
@@ -54,9 +57,12 @@ class Reference:
         manifest: of the bundle under proof.
         samples: labelled frames of any size.
         frames: (N, H, W, 3) uint8, letterboxed by the runtime's own definition.
-        feeds, results: of the graph, at the default thresholds.
-        ap: of the checkpoint by training's own path; None where the data has other classes.
+        feeds, results: of the graph, at the default thresholds, or at `floor`.
+        scores: of the checkpoint by training's own path, a number 0..1 for each of GATED that the
+            task has; empty where the data has other classes.
         faults: of the manifest and the samples, which every artifact of the bundle shares.
+        floor: score threshold of feeds and results where PyTorch finds nothing at the default
+            thresholds; else None.
         base: the model's graph as a fresh export traces it, once it was asked for.
     """
 
@@ -66,8 +72,9 @@ class Reference:
     frames: NDArray[np.uint8]
     feeds: dict[str, NDArray[Any]]
     results: dict[str, NDArray[Any]]
-    ap: float | None
+    scores: dict[str, float]
     faults: list[str]
+    floor: float | None = None
     base: onnx.ModelProto | None = None
 
     @classmethod
@@ -89,21 +96,39 @@ class Reference:
         model.spec = dataclasses.replace(model.spec, size_hw=size_hw)
         model.spec = with_fitting_candidates(model)
         faults = probe_manifest(manifest, model.spec)
-        samples = list(proof_samples(data, count))
+        labels = training_task(manifest.task).LABELS
+        source = open_data(data, "val", labels)  # once: each opening tells what is wrong with it
+        samples = list(proof_samples(source, count))
         boxes = [Letterbox.fit(s.image.shape[:2], manifest.geometry) for s in samples]
         frames = np.stack([box.apply(s.image) for box, s in zip(boxes, samples, strict=True)])
         thresholds = runtime_task(manifest.task).thresholds(manifest, len(frames))
         feeds = {"image": frames, **thresholds}
+        results = torch_results(model, feeds)
+        floor = SCORE_FLOOR if _finds_nothing(results) else None
+        if floor is not None:
+            feeds |= runtime_task(manifest.task).thresholds(manifest, len(frames), floor)
+            results = torch_results(model, feeds)
+        has_its_classes = tuple(source.classes) == tuple(manifest.classes)
         return cls(
             model,
             manifest,
             samples,
             frames,
             feeds,
-            torch_results(model, feeds),
-            _checkpoint_ap(model, samples, manifest, data),
-            faults + probe_letterbox(manifest, samples[:PROBED_FRAMES]),
+            results,
+            _checkpoint_scores(model, samples, manifest) if has_its_classes else {},
+            faults + probe_letterbox(manifest, model.spec, samples[:PROBED_FRAMES]),
+            floor,
         )
+
+    @property
+    def finds_nothing(self) -> bool:
+        """Whether PyTorch finds nothing on any frame, also at the score floor."""
+        return _finds_nothing(self.results)
+
+    def few(self) -> Rows:
+        """The feeds of the first frames, for probes."""
+        return {name: value[:PROBED_FRAMES] for name, value in self.feeds.items()}
 
     def run(self, session: Session) -> list[Rows]:
         """A session's outputs on the frames, one batch of 1 each."""
@@ -120,10 +145,9 @@ class Reference:
     def probe(self, session: Session) -> list[str]:
         """Faults that parity at the default thresholds, one frame at a time, cannot see."""
         limits = {name: value for name, value in self.feeds.items() if name != "image"}
-        few = {name: value[:PROBED_FRAMES] for name, value in self.feeds.items()}
         return [
             *probe_thresholds(session, self.manifest, self.frames[:PROBED_FRAMES], limits),
-            *probe_batches(session, self.manifest, few),
+            *probe_batches(session, self.manifest, self.few()),
         ]
 
     def check_samples(self, samples: Samples | None) -> list[str]:
@@ -137,7 +161,10 @@ class Reference:
         """Where a failing artifact's graph differs from a fresh export of the checkpoint."""
         if self.base is None:
             self.base = bundling.trace_base(self.model)
-        typed = CONVERSIONS[precision](self.base)
+        try:
+            typed = convert_again(self.base, "model", precision, bundle.folder)
+        except KestrelError as error:
+            return [f"{precision} cannot be held against a fresh export: {error}"]
         fresh = attach_functions(typed, early_exit=True, inline=True)
         path = bundle.file("model", precision)
         return [f"{path.name}: {change}" for change in find_changes(onnx.load(path), fresh)]
@@ -149,10 +176,10 @@ class Reference:
         feeds = [_row(self.feeds, index) for index in indices]
         return write_sheet(path, self.frames, ours, outputs, feeds, self.manifest.classes)
 
-    def score(self, session: Session) -> float | None:
-        """A session's AP through the runtime's own path, in source pixels."""
-        if self.ap is None:
-            return None
+    def score(self, session: Session) -> dict[str, float]:
+        """A session's `scores` through the runtime's own path, in source pixels."""
+        if not self.scores:
+            return {}
         manifest = self.manifest
         task = runtime_task(manifest.task)
         truth = GroundTruth(manifest.classes, manifest.category_ids)
@@ -164,20 +191,21 @@ class Reference:
             detections = task.finish(outputs, [letterbox], manifest)[0]
             found.extend(detections.to_coco(sample.image_id, manifest.category_ids))
             truth.add(sample)
-        return score_boxes(truth.as_coco(), found)["AP"]
+        scores = export_task(manifest.task).score(truth.as_coco(), found)
+        return {name: scores[name] for name in self.scores}
 
 
 def _row(arrays: Rows, index: int) -> Rows:
     return {name: value[index : index + 1] for name, value in arrays.items()}
 
 
-def _checkpoint_ap(
-    model: Model, samples: list[Sample], manifest: Manifest, data: str
-) -> float | None:
-    from training.data import open_data
+def _finds_nothing(results: Rows) -> bool:
+    """Of tasks that find objects; a task that labels every pixel always finds something."""
+    return "num_detections" in results and not results["num_detections"].any()
 
-    if tuple(open_data(data, "val").classes) != tuple(manifest.classes):
-        return None
-    evaluate = training_task(manifest.task).evaluate
-    ap = float(evaluate(model, samples, manifest.category_ids)["AP"])
-    return ap if np.isfinite(ap) else None  # frames without objects have no AP
+
+def _checkpoint_scores(model: Model, samples: list[Sample], manifest: Manifest) -> dict[str, float]:
+    scores = training_task(manifest.task).evaluate(model, samples, manifest.category_ids)
+    gated = {name: float(scores[name]) for name in GATED if name in scores}
+    # Frames without objects have no AP.
+    return {name: value for name, value in gated.items() if np.isfinite(value)}

@@ -1,4 +1,4 @@
-"""A picture of the worst disagreements: PyTorch's detections beside the artifact's."""
+"""A picture of the worst disagreements: PyTorch's detections and masks beside the artifact's."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.contract.files import write_bytes
-from runtime.contract.matching import Comparison, Rows, compare_detections
+from runtime.contract.matching import SMALL_MASK_PX, Comparison, Rows, compare_detections
+from runtime.contract.outputs import MASK_INSIDE
 
 AGREED_BGR = (120, 180, 60)
 ALONE_BGR = (40, 40, 230)
+TINTS_BGR = ((200, 90, 30), (30, 160, 220), (170, 60, 170), (60, 170, 60), (30, 90, 200))
 BAR_HEIGHT = 22  # pixels, for the words over a pair
 MOST_PAIRS = 6
 
 
 def frame_badness(reference: Rows, candidate: Rows, feeds: Rows) -> float:
-    """How far one frame's results lie apart: unmatched results count most, then pixels."""
+    """How far one frame's results lie apart: unmatched ones count most, then masks and pixels."""
     comparison = Comparison()
     compare_detections(reference, candidate, feeds, comparison)
-    return 100.0 * len(comparison.unmatched) + comparison.max_box_error_px
+    mask_lack = 1 - min(comparison.mask_ious, default=1.0)
+    worst_small = max(comparison.small_mask_errors, default=0) / SMALL_MASK_PX
+    masks = 50.0 * max(mask_lack, worst_small)
+    return 100.0 * len(comparison.unmatched) + masks + comparison.max_box_error_px
 
 
 def write_sheet(
@@ -69,6 +74,7 @@ def _drawn(
     frame: NDArray[np.uint8], ours: Rows, theirs: Rows, classes: Sequence[str]
 ) -> NDArray[Any]:
     picture = frame.copy()
+    _tint_masks(picture, ours)
     partners = _boxes_of(theirs)
     for box, score, label in _boxes_of(ours):
         is_alone = not any(
@@ -81,6 +87,18 @@ def _drawn(
         place = (x1, max(10, y1 - 2))
         cv2.putText(picture, words, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35, colour, 1, cv2.LINE_AA)
     return picture
+
+
+def _tint_masks(picture: NDArray[np.uint8], rows: Rows) -> None:
+    """Mix the colours of the rows into what their masks say is inside, at network size."""
+    if "masks" not in rows:
+        return
+    size_wh = picture.shape[1::-1]
+    for index in reversed(range(int(rows["num_detections"][0]))):
+        soft = cv2.resize(rows["masks"][0][index], size_wh, interpolation=cv2.INTER_LINEAR)
+        inside = soft >= MASK_INSIDE
+        tint = np.array(TINTS_BGR[int(rows["classes"][0][index]) % len(TINTS_BGR)])
+        picture[inside] = (picture[inside] * 0.5 + tint * 0.5).astype(np.uint8)
 
 
 def _boxes_of(rows: Rows) -> list[tuple[NDArray[Any], float, int]]:

@@ -24,6 +24,7 @@ from runtime.contract.samples import read_samples
 Document = dict[str, Any]
 
 ENGINES_FOLDER = "engines"
+_GROWS = ("precisions", "graphs", "calibration")  # where a precision is added
 _KINDS = {"files": "portable", "plugin_files": "plugin", "cpu_files": "cpu"}
 
 
@@ -156,7 +157,10 @@ def _describe_entry(
 
 
 def _compare_manifests(name: str, metadata: dict[str, str], manifest: Manifest) -> list[str]:
-    """The copy of the manifest in a file must say the same, but for hashes and scores."""
+    """The copy of the manifest in a file must say the same, but for hashes and scores.
+
+    It may lack a precision that was added later (export/quantize.py), and its calibration.
+    """
     text = metadata.get(METADATA_KEY)
     if text is None:
         return [f"{name} carries no manifest, so it does not run alone. Export again."]
@@ -167,7 +171,17 @@ def _compare_manifests(name: str, metadata: dict[str, str], manifest: Manifest) 
         f"{_short(inside[field])}. One of them was changed: export again."
         for field in beside
         if beside[field] != inside.get(field)
+        and not (field in _GROWS and _is_part(inside.get(field), beside[field]))
     ]
+
+
+def _is_part(inside: Any, beside: Any) -> bool:
+    """Whether all that a field of a file's copy says is still so."""
+    if isinstance(inside, dict) and isinstance(beside, dict):
+        return all(key in beside and _is_part(inside[key], beside[key]) for key in inside)
+    if isinstance(inside, list) and isinstance(beside, list):
+        return all(each in beside for each in inside)
+    return bool(inside == beside)
 
 
 def _describe_weights(folder: Path, manifest: Manifest) -> Document:

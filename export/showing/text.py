@@ -98,9 +98,18 @@ def _render_manifest(manifest: Document) -> list[str]:
         ("batches", ", ".join(map(str, manifest["batches"]))),
         ("detections", f"{manifest['max_detections']} of {manifest['num_candidates']} candidates"),
         ("scores", ", ".join(f"{k} {v:.4f}" for k, v in manifest["scores"].items()) or "none"),
+        ("calibrated", _as_calibration(manifest["calibration"])),
         ("version", f"{manifest['version'] or 'unknown'}, {manifest['created'] or 'undated'}"),
     ]
     return [f"  {name:11} {_shorten(text, 100)}" for name, text in rows]
+
+
+def _as_calibration(calibration: Document) -> str:
+    if not calibration:
+        return "not: no int8"
+    method, images = calibration.get("method", "?"), calibration.get("images", "?")
+    sha256 = calibration.get("images_sha256", "")[:16]
+    return f"{method} on {images} frames of {calibration.get('data', '?')}, sha256 {sha256}"
 
 
 def _render_files(files: Sequence[Document]) -> list[str]:

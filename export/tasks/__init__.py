@@ -1,11 +1,19 @@
-"""Tasks on the way out: each a module of the task's name with the module that is exported."""
+"""Tasks on the way out: each a module of the task's name.
+
+It has `EndToEnd`, the module that is exported, `describe_outputs(model)`, the fields of the
+manifest that say the sizes of its outputs, and `score(ground_truth, results)`, which scores COCO
+results as training does.
+"""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
 
-TASKS: dict[str, str] = {"detection": "export.tasks.detection"}
+TASKS: dict[str, str] = {
+    "detection": "export.tasks.detection",
+    "instance": "export.tasks.instance",
+}
 
 
 def task_module(task: str) -> ModuleType:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from export.graph.input_folding import fold_input
 from export.graph.operators import select_pairs, suppress
-from training.models.base import Model
+from training.metrics.detection import score_boxes
+from training.models.base import Candidates, Model
 
 
 class EndToEnd(nn.Module):
@@ -24,12 +27,11 @@ class EndToEnd(nn.Module):
     def __init__(self, model: Model, *, is_folded: bool = True) -> None:
         super().__init__()
         self.model, self.input = fold_input(model) if is_folded else (model, model.prepare)
-        self.num_candidates = model.spec.num_candidates
-        self.max_detections = model.spec.max_detections
+        self.spec = model.spec
 
     def forward(
         self, image: Tensor, score_threshold: Tensor, iou_threshold: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Run the whole road.
 
         Args:
@@ -41,11 +43,27 @@ class EndToEnd(nn.Module):
             input, scores (B, M) float32, classes (B, M) int32; padding has score 0, class -1.
         """
         found = self.model.candidates(self.model(self.input(image)))
+        return self.find_boxes(found, score_threshold, iou_threshold)[:4]
+
+    def find_boxes(
+        self, found: Candidates, score_threshold: Tensor, iou_threshold: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Select, decode and suppress; what `forward` returns, and anchors (B, M) int64."""
         scores, anchors, classes = select_pairs(
-            found.logits, score_threshold, self.num_candidates, "sigmoid"
+            found.logits, score_threshold, self.spec.num_candidates, found.activation
         )
         boxes = found.decode(anchors)
-        count, boxes_xyxy, kept_scores, kept_classes, _ = suppress(
-            boxes, scores, classes, iou_threshold, self.max_detections
+        *rows, indices = suppress(
+            boxes, scores, classes, iou_threshold, self.spec.max_detections, self.spec.nms
         )
-        return count, boxes_xyxy, kept_scores, kept_classes
+        return (*rows, anchors.gather(1, indices))
+
+
+def describe_outputs(model: Model) -> dict[str, Any]:
+    """Fields of the manifest that say the sizes of this task's outputs: none."""
+    return {}
+
+
+def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    """Scores by name, 0..1, of COCO results in pixels of the source frames."""
+    return score_boxes(ground_truth, results)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import re
 import threading
+import time
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,6 +25,9 @@ VERIFY_NAME = "verify.json"
 VERIFY_SCHEMA = 1
 _WORST_FIRST: tuple[Verdict, ...] = ("fail", "not run", "pass")
 _CHUNK_BYTES = 1 << 20
+# Hidden folders beside a bundle are `.NAME.xxxxxxxx` and: one being made, one that was moved away.
+MAKING_SUFFIX, MOVED_SUFFIX = ".export", ".replaced"
+_SWAP_S, _POLL_S = 2.0, 0.02  # how long a bundle may be away while an export puts a new one there
 
 
 class Bundle:
@@ -67,9 +73,17 @@ class Bundle:
         if path.is_file():
             return _open_file(cls, path, allow_unverified)
         if not path.is_dir():
+            _wait_for_swap(path)
+        if not path.is_dir():
+            moved = find_left(path, MOVED_SUFFIX)
             raise BundleError(
                 f"{path} does not exist; expected a bundle's folder or an .onnx file. "
-                "Check the path, or make one with export/to_onnx.py."
+                + (
+                    f"An export that was stopped left the last one at {moved[-1]}: export again, "
+                    "or give it its name back."
+                    if moved
+                    else "Check the path, or make one with export/to_onnx.py."
+                )
             )
         if not (path / MANIFEST_NAME).is_file():
             raise BundleError(
@@ -170,6 +184,24 @@ class Bundle:
                     "The file was changed or cut short: copy the bundle or export it again."
                 )
         self._checked.add(path.name)
+
+
+def find_left(path: Path, suffix: str) -> list[Path]:
+    """The hidden folders beside a bundle that an export makes; oldest first."""
+    place = Path(os.path.realpath(path))
+    pattern = re.compile(rf"\.{re.escape(place.name)}\.\w{{8}}{re.escape(suffix)}")
+    try:
+        found = [each for each in place.parent.iterdir() if pattern.fullmatch(each.name)]
+        return sorted(found, key=lambda each: each.stat().st_mtime)
+    except OSError:  # no such place, or one of them is gone already
+        return []
+
+
+def _wait_for_swap(path: Path) -> None:
+    """Between its two renames an export's folder is not there: wait for the new one."""
+    end = time.monotonic() + _SWAP_S
+    while find_left(path, MOVED_SUFFIX) and not path.is_dir() and time.monotonic() < end:
+        time.sleep(_POLL_S)
 
 
 def hash_file(path: Path) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from runtime.contract.errors import ManifestError
 from runtime.contract.outputs import TASKS, TensorSpec
@@ -20,6 +21,8 @@ SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 METADATA_KEY = "kestrel.manifest"  # the manifest's place in an ONNX file's metadata_props
 PRECISIONS = ("fp32", "fp16", "int8", "mixed")
+DTYPES = ("uint8", "int8", "int32", "int64", "float16", "float32", "bool")  # of inputs and outputs
+_MOST_SHOWN = 120  # characters of a wrong value
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ class Manifest:
         state: output name -> input name, for temporal models.
         precisions: those that the graphs hold files for.
         max_detections: M. num_candidates: T, rows that enter suppression.
+        mask_hw: h and w of masks; empty where the task has none.
         calibration: {images_sha256, method} or empty.
         training: {data, checkpoint_sha256, ...}.
         scores: {"street val AP": 0.5, ...}. created: ISO 8601. version: of Kestrel.
@@ -118,6 +122,7 @@ class Manifest:
     defaults: Defaults = field(default_factory=Defaults)
     max_detections: int = 100
     num_candidates: int = 300
+    mask_hw: tuple[int, ...] = ()
     joints: Joints | None = None
     calibration: dict[str, str] = field(default_factory=dict)
     training: dict[str, str] = field(default_factory=dict)
@@ -136,6 +141,8 @@ class Manifest:
             "M": self.max_detections,
             "T": self.num_candidates,
         }
+        if self.mask_hw:
+            sizes["h"], sizes["w"] = self.mask_hw
         if self.joints is not None:
             sizes["J"] = len(self.joints.names)
         return sizes
@@ -159,14 +166,14 @@ class Manifest:
         """
         try:
             document = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(
                 f"{origin} is not JSON ({error}); expected a bundle's manifest. Export again."
             ) from None
         if not isinstance(document, dict):
             raise ManifestError(f"{origin} holds no JSON object. Export the bundle again.")
         schema = document.get("schema")
-        if not isinstance(schema, int) or schema < 1:
+        if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
             raise ManifestError(
                 f"{origin} has manifest schema {schema!r}; expected 1 to {SCHEMA}. Export again."
             )
@@ -225,34 +232,55 @@ class Manifest:
                 f"batches {self.batches}; expected positive sizes",
             ),
             (self.max_detections < 1, f"max_detections {self.max_detections}; expected 1 or more"),
+            (
+                any("h" in spec.shape for spec in self.outputs)
+                and (len(self.mask_hw) != 2 or min(self.mask_hw) < 1),
+                f"mask_hw {list(self.mask_hw)}; expected height and width of the masks",
+            ),
+            *self._check_defaults(),
         )
         for is_wrong, what in problems:
             if is_wrong:
                 raise ManifestError(f"{origin} has {what}. Export the bundle again.")
+        self._check_files(origin)
+
+    def _check_defaults(self) -> list[tuple[bool, str]]:
+        given = dataclasses.asdict(self.defaults).items()
+        return [(not 0 <= v <= 1, f"default {name} {v}; expected 0 to 1") for name, v in given]
+
+    def _check_files(self, origin: str) -> None:
+        for spec in (*self.inputs, *self.outputs):
+            if spec.dtype not in DTYPES:
+                raise ManifestError(
+                    f"{origin}: {spec.name!r} has type {spec.dtype!r}; expected one of "
+                    f"{', '.join(DTYPES)}. Export again."
+                )
         for name, graph in self.graphs.items():
             absent = [p for p in self.precisions if p not in graph.files]
             if absent:
                 raise ManifestError(
                     f"{origin}: graph {name!r} has no file for {', '.join(absent)}. Export again."
                 )
-
-
-_NESTED: dict[tuple[str, str], type] = {
-    ("Manifest", "geometry"): InputGeometry,
-    ("Manifest", "defaults"): Defaults,
-}
+            files = (*graph.files.values(), *graph.plugin_files.values(), *graph.cpu_files.values())
+            outside = [file for file in files if Path(file).name != file]
+            if outside:
+                raise ManifestError(
+                    f"{origin} names {outside[0]!r}; expected a file's name without a folder. "
+                    "Export again."
+                )
 
 
 def _build(kind: type, document: object, origin: str, where: str) -> Any:
-    """Make a dataclass of JSON; a missing or unknown key is an error that names it."""
+    """Make a dataclass of JSON; a missing, unknown or wrong key is an error that names it."""
     if not isinstance(document, dict):
         raise ManifestError(f"{origin}: {where or 'manifest'} is no JSON object. Export again.")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in document:
         if key not in fields:
             near = difflib.get_close_matches(str(key), list(fields), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ManifestError(f"{origin} has unknown field {where}{key!r}{hint} Export again.")
+    hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for name, definition in fields.items():
         if name not in document:
@@ -264,35 +292,49 @@ def _build(kind: type, document: object, origin: str, where: str) -> Any:
                 raise ManifestError(f"{origin} lacks field {where}{name!r}. Export again.")
             continue
         try:
-            values[name] = _read_value(kind, name, document[name], origin, f"{where}{name}.")
-        except (TypeError, AttributeError, KeyError):
+            values[name] = _read_value(hints[name], document[name], origin, f"{where}{name}.")
+        except TypeError:
+            found = repr(document[name])
+            shown = found if len(found) <= _MOST_SHOWN else f"{found[:_MOST_SHOWN]}..."
             raise ManifestError(
-                f"{origin} has a wrong value for {where}{name!r}: {document[name]!r}. Export again."
+                f"{origin} has a wrong value for {where}{name!r}: {shown}. Export again."
             ) from None
     return kind(**values)
 
 
-def _read_value(kind: type, name: str, value: Any, origin: str, where: str) -> Any:
-    nested = _NESTED.get((kind.__name__, name))
-    if nested is not None:
-        return _build(nested, value, origin, where)
-    if name == "joints":
-        return None if value is None else _build(Joints, value, origin, where)
-    if name == "graphs":
-        return {key: _build(Graph, graph, origin, f"{where}{key}.") for key, graph in value.items()}
-    if name in ("inputs", "outputs"):
-        return tuple(TensorSpec(v["name"], v["dtype"], tuple(v["shape"])) for v in value)
-    if name in ("skeleton", "flip_pairs"):
-        return tuple((int(a), int(b)) for a, b in value)
-    if isinstance(value, list):
-        return tuple(value)
-    expected = {f.name: f.type for f in dataclasses.fields(kind)}[name]
-    plain: dict[str, type | tuple[type, ...]] = {"int": int, "str": str, "float": (int, float)}
-    wanted = plain.get(str(expected))
-    if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
-        raise TypeError
-    if str(expected).startswith("dict") and not isinstance(value, dict):
-        raise TypeError
-    if str(expected).startswith("tuple"):  # lists were handled above
+def _read_value(hint: Any, value: Any, origin: str, where: str) -> Any:
+    """A JSON value as the type that a field has; TypeError where it is of another."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(cast("type", hint), value, origin, where)
+    if kind is dict:
+        items = _as(dict, value).items()
+        return {key: _read_value(inner[1], item, origin, f"{where}{key}.") for key, item in items}
+    if kind is tuple:
+        many = _as(list, value)
+        if inner[-1] is not Ellipsis and len(many) != len(inner):
+            raise TypeError
+        return tuple(_read_value(inner[0], item, origin, where) for item in many)
+    if inner:  # one type or another, such as Joints | None, or str | int
+        if value is None and type(None) in inner:
+            return None
+        known = [each for each in inner if each is not type(None)]
+        if len(known) > 1:
+            known = [each for each in known if _is_of(each, value)] or known
+        return _read_value(known[0], value, origin, where)
+    return _as(hint, value)
+
+
+def _as(kind: type, value: Any) -> Any:
+    if not _is_of(kind, value):
         raise TypeError
     return value
+
+
+def _is_of(kind: type, value: Any) -> bool:
+    """Whether JSON gave such a value; true and false are no numbers, and NaN is none either."""
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, kind)

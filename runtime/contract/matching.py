@@ -4,18 +4,25 @@ A result over the threshold by a margin must be found by the other side at the t
 left over is listed with how close it lay to a decision: a score at its threshold, an overlap at
 the suppression's. Tensors are not compared: two right answers may differ
 in the order of equal scores.
+
+Masks of matched results are compared at prototype size, where the network gives them: the overlap
+of what is inside. A mask of few pixels is judged by how many of them differ: one is much of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.contract.outputs import MASK_INSIDE
+
 MATCH_IOU = 0.5  # below this two boxes are not the same object
 SAME_PLACE_PX = 0.5  # boxes this close may be the same, also without an area that could overlap
+SMALL_MASK_PX = 16  # masks of fewer pixels on both sides are small
 NEAR_A_DECISION = 1e-4  # a score or an overlap this close to its threshold may fall either way
 
 
@@ -53,14 +60,19 @@ class Comparison:
     """What came of holding results against each other.
 
     Attributes:
-        num_matched: pairs. box_errors: (n,) largest corner difference of each pair, pixels.
+        num_matched: pairs. box_errors: (n,) largest corner difference of each pair, pixels; pairs
+            of boxes without an area are left out.
         score_errors: (n,) absolute differences. unmatched: the rest.
+        mask_ious: of the pairs that have masks, but small ones.
+        small_mask_errors: of pairs with small masks, how many pixels differ; none of empty ones.
     """
 
     num_matched: int = 0
     box_errors: list[float] = field(default_factory=list)
     score_errors: list[float] = field(default_factory=list)
     unmatched: list[Unmatched] = field(default_factory=list)
+    mask_ious: list[float] = field(default_factory=list)
+    small_mask_errors: list[int] = field(default_factory=list)
 
     @property
     def max_box_error_px(self) -> float:
@@ -72,7 +84,7 @@ class Comparison:
 
     def summary(self, near: float = NEAR_A_DECISION) -> dict[str, Any]:
         """The figures, for verify.json; `near` is how close to a threshold explains a result."""
-        return {
+        figures = {
             "matched": self.num_matched,
             "unmatched": len(self.unmatched),
             "unexplained": sum(not u.margin <= near for u in self.unmatched),  # NaN is not
@@ -81,13 +93,23 @@ class Comparison:
             "max_score_error": round(self.max_score_error, 8),
             "p99_score_error": round(_percentile(self.score_errors), 8),
         }
+        if self.mask_ious or self.small_mask_errors:
+            lacks = [1 - iou for iou in self.mask_ious]
+            figures |= {
+                "min_mask_iou": round(1 - max(lacks, default=0.0), 6),
+                "p1_mask_iou": round(1 - _percentile(lacks), 6),
+                "small_masks": len(self.small_mask_errors),
+                "p99_small_mask_error_px": round(_percentile(self.small_mask_errors), 2),
+            }
+        return figures
 
 
-def _percentile(errors: list[float]) -> float:
+def _percentile(errors: Sequence[float]) -> float:
     return float(np.percentile(errors, 99)) if errors else 0.0
 
 
 Rows = dict[str, NDArray[Any]]
+_COMPARED = ("boxes_xyxy", "scores", "classes", "masks")
 
 
 def compare_detections(
@@ -97,15 +119,16 @@ def compare_detections(
 
     Args:
         reference, candidate: the graph's outputs: num_detections (B,), boxes_xyxy (B, M, 4),
-            scores (B, M), classes (B, M).
+            scores (B, M), classes (B, M), and of a task with masks, masks (B, M, h, w) uint8.
         feeds: score_threshold (B, K) and iou_threshold (B,) that both ran with.
         first_image: index of the first frame.
     """
+    names = [name for name in reference if name in _COMPARED]
     for row in range(len(reference["num_detections"])):
         sides = []
         for rows in (reference, candidate):
             count = int(rows["num_detections"][row])
-            sides.append({k: rows[k][row][:count] for k in ("boxes_xyxy", "scores", "classes")})
+            sides.append({name: rows[name][row][:count] for name in names})
         limits = feeds["score_threshold"][row], float(feeds["iou_threshold"][row])
         _compare_frame(sides[0], sides[1], limits, first_image + row, comparison)
 
@@ -130,14 +153,35 @@ def _compare_frame(
             break
         if free_ours[a] and free_theirs[b]:
             free_ours[a] = free_theirs[b] = False
-            difference = np.abs(ours["boxes_xyxy"][a] - theirs["boxes_xyxy"][b]).max()
-            out.box_errors.append(float(difference))
+            if not (_is_flat(boxes_a[a]) and _is_flat(boxes_b[b])):
+                out.box_errors.append(float(distance_px[a, b]))
             out.score_errors.append(float(gap[a, b]))
             out.num_matched += 1
+            if "masks" in ours:
+                _compare_masks(ours["masks"][a], theirs["masks"][b], out)
     for side, rows, free in (("reference", ours, free_ours), ("candidate", theirs, free_theirs)):
         others = theirs if side == "reference" else ours
         for index in np.flatnonzero(free):
             out.unmatched.append(_explain(rows, int(index), others, limits, image, side))
+
+
+def _compare_masks(ours: NDArray[Any], theirs: NDArray[Any], out: Comparison) -> None:
+    inside_a, inside_b = ours >= MASK_INSIDE, theirs >= MASK_INSIDE
+    num_differing = int(np.count_nonzero(inside_a != inside_b))
+    num_larger = max(np.count_nonzero(inside_a), np.count_nonzero(inside_b))
+    if num_larger < SMALL_MASK_PX:
+        out.small_mask_errors.append(num_differing)
+    else:
+        num_either = int(np.count_nonzero(inside_a | inside_b))
+        out.mask_ious.append(1 - num_differing / num_either)
+
+
+def _is_flat(box_xyxy: NDArray[Any]) -> bool:
+    """Whether a box has no area: it lay outside the frame and was clipped to its edge.
+
+    Where it lay may be thousands of pixels off, and rounding with it: its error says nothing.
+    """
+    return bool(box_xyxy[2] <= box_xyxy[0] or box_xyxy[3] <= box_xyxy[1])
 
 
 def _explain(

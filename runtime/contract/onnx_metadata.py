@@ -39,8 +39,11 @@ def read_metadata(path: Path) -> dict[str, str]:
         BundleError: no such file, or not an ONNX file, or cut short.
     """
     with _mapped(path) as data:
-        fields = list(_walk_model(data, path))
-        return dict(_read_entry(data, field) for field in fields if field.number == _MODEL_METADATA)
+        fields = [each for each in _walk_model(data, path) if each.number == _MODEL_METADATA]
+        try:
+            return dict(_read_entry(data, field) for field in fields)
+        except _DamagedError:
+            raise _damaged(path) from None
 
 
 def read_external_files(path: Path) -> tuple[str, ...]:
@@ -84,6 +87,11 @@ class _mapped:  # noqa: N801 (used as a with-statement's verb)
             ) from None
         except ValueError:  # an empty file cannot be mapped
             raise _damaged(self._path) from None
+        except OSError as error:
+            raise BundleError(
+                f"{self._path} cannot be read ({error.strerror or error}). "
+                "Give a file that may be read."
+            ) from None
         return self._map
 
     def __exit__(self, *_: object) -> None:

@@ -35,6 +35,7 @@ class TensorSpec:
         return np.dtype(self.dtype)
 
 
+MASK_INSIDE = 128  # of 0..255: a soft mask at or above it is the object
 IMAGE = TensorSpec("image", "uint8", ("B", "H", "W", 3))
 SCORE_THRESHOLD = TensorSpec("score_threshold", "float32", ("B", "K"))
 IOU_THRESHOLD = TensorSpec("iou_threshold", "float32", ("B",))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from runtime.contract.bundle import Bundle
 from runtime.contract.errors import BundleError, SessionError
-from runtime.engines.build import BuildOptions
+from runtime.engines.build import BuildOptions, check_options
 from runtime.engines.cache import EngineFile, find_or_build, record_verdict
 from runtime.engines.fingerprint import Device
 from runtime.engines.flavour import (
@@ -31,6 +31,7 @@ __all__ = [
     "Flavour",
     "NoFlavourError",
     "build_all",
+    "check_build",
     "choose_flavour",
     "find_or_build",
     "load_flavour",
@@ -53,7 +54,7 @@ def build_all(
         bundle_path: the bundle's folder.
         precisions: some of the manifest's; None is all of them.
         flavour: "tensorrt" or "tensorrt_rtx"; None is the first that can build here.
-        options: of the build.
+        options: of the build; None takes what runs here, see `find_or_build`.
         progress: called with (fraction 0..1, phase); None shows a bar on a terminal.
 
     Returns:
@@ -72,7 +73,7 @@ def build_all(
                 f"{bundle.folder} has no precision {precision!r}; it has "
                 f"{', '.join(bundle.manifest.precisions)}. Choose of these, or export it."
             )
-    toolkit, device = choose_flavour(flavour)
+    toolkit, device = choose_flavour(flavour, targets=options.targets if options else ())
     return [
         find_or_build(
             bundle, graph, precision, toolkit, device=device, options=options, progress=progress
@@ -82,12 +83,26 @@ def build_all(
     ]
 
 
-def choose_flavour(name: str | None = None) -> tuple[Flavour, Device | None]:
+def check_build(options: BuildOptions, *, flavour: str | None = None) -> None:
+    """Say whether `build_all` would take these options here, before it is needed.
+
+    Raises:
+        NoFlavourError: no TensorRT here can build.
+        EngineError: it cannot build with these options.
+    """
+    toolkit, _ = choose_flavour(flavour, targets=options.targets)
+    check_options(toolkit, options)
+
+
+def choose_flavour(
+    name: str | None = None, *, targets: Sequence[str] = ()
+) -> tuple[Flavour, Device | None]:
     """The TensorRT to build with here, and the GPU where it needs one.
 
     Args:
         name: one of FLAVOUR_NAMES; None takes `tensorrt` where it and a GPU are there, else
             `tensorrt_rtx`.
+        targets: of the build; for "CURRENT" TensorRT-RTX needs a GPU, too.
 
     Raises:
         NoFlavourError: none can build here; the message says what was found and what to install.
@@ -96,15 +111,14 @@ def choose_flavour(name: str | None = None) -> tuple[Flavour, Device | None]:
     for each in FLAVOUR_NAMES if name is None else (name,):
         try:
             flavour = load_flavour(each)
-            return flavour, _find_device(flavour)
+            needs_gpu = flavour.needs_gpu_to_build or "CURRENT" in targets
+            return flavour, _find_device(flavour) if needs_gpu else None
         except NoFlavourError as error:
             reasons.append(str(error).rstrip("."))
     raise NoFlavourError(f"no TensorRT can build engines here: {'; '.join(reasons)}.")
 
 
-def _find_device(flavour: Flavour) -> Device | None:
-    if not flavour.needs_gpu_to_build:
-        return None
+def _find_device(flavour: Flavour) -> Device:
     from runtime.sessions.buffers import Cuda
     from runtime.sessions.gpu import why_no_gpu
 

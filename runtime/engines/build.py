@@ -63,6 +63,29 @@ class BuildOptions:
         }
 
 
+def check_options(flavour: Flavour, options: BuildOptions) -> None:
+    """Raise EngineError where a flavour cannot build with these options."""
+    trt, targets = flavour.module, options.targets
+    if options.workspace_bytes is not None and options.workspace_bytes < 1:
+        raise EngineError(f"a workspace of {options.workspace_bytes} bytes; expected more than 0.")
+    if options.optimisation_level is not None and not 0 <= options.optimisation_level <= 5:
+        raise EngineError(f"optimisation level {options.optimisation_level}; expected 0 to 5.")
+    if targets and not hasattr(trt, "ComputeCapability"):
+        raise EngineError(
+            f"{flavour} builds for the GPU it runs on; target devices {', '.join(targets)} "
+            "are for tensorrt_rtx only. Leave them out."
+        )
+    known = list(trt.ComputeCapability.__members__) if targets else []
+    unknown = [target for target in targets if target not in known or target == "NONE"]
+    if unknown:
+        have = ", ".join(name for name in known if name != "NONE")
+        raise EngineError(f"{flavour} knows no target {unknown[0]!r}; choose of {have}.")
+    if len(set(targets)) < len(targets) or ("CURRENT" in targets and len(targets) > 1):
+        raise EngineError(
+            f"targets {', '.join(targets)}; expected each once, and CURRENT alone. Leave some out."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A serialized engine: its bytes, and how long it took."""
@@ -107,6 +130,7 @@ def _build(
     options: BuildOptions,
     progress: Progress | None,
 ) -> Plan:
+    check_options(flavour, options)
     trt = flavour.module
     began = time.monotonic()
     what = onnx_path.name
@@ -170,23 +194,13 @@ def _configure(
 
 
 def _set_targets(trt: Any, config: Any, flavour: Flavour, targets: tuple[str, ...]) -> None:
-    if not hasattr(trt, "ComputeCapability"):
-        raise EngineError(
-            f"{flavour} builds for the GPU it runs on; target devices {', '.join(targets)} "
-            "are for tensorrt_rtx only. Leave them out."
-        )
     known = trt.ComputeCapability.__members__
-    unknown = [target for target in targets if target not in known or target == "NONE"]
-    if unknown:
-        have = ", ".join(name for name in known if name != "NONE")
-        raise EngineError(f"{flavour} knows no target {unknown[0]!r}; choose of {have}.")
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         if not config.set_compute_capability(known[target], index):
             said = "; ".join(flavour.library_log.take()) or "no reason given"
             raise EngineError(
-                f"{flavour} refuses the targets {', '.join(targets)}: {said}. "
-                "Give each once, and CURRENT alone."
+                f"{flavour} refuses the targets {', '.join(targets)}: {said}. Leave some out."
             )
 
 

@@ -2,6 +2,10 @@
 
 A cache: whatever is missing, foreign, damaged or half-written is built anew. A read-only bundle
 uses the user's cache folder instead, and where nothing can be written an engine lives in memory.
+
+A record holds the hash of its engine and a digest of itself, so a verdict belongs to these very
+bytes, and one that was edited by hand does not count. The digest is no signature: who can write the
+folder and knows how it is made can make it anew.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -22,7 +26,14 @@ from runtime.contract import files
 from runtime.contract.bundle import Bundle
 from runtime.contract.errors import EngineError, SinkError
 from runtime.engines.build import BuildOptions, build_plan
-from runtime.engines.fingerprint import Device, Identity, engine_file, identify, input_shapes
+from runtime.engines.fingerprint import (
+    Device,
+    Identity,
+    engine_file,
+    identify,
+    input_shapes,
+    serves,
+)
 from runtime.engines.flavour import Flavour
 from runtime.engines.locking import locked
 from runtime.engines.progress import BuildBar, Progress
@@ -41,7 +52,7 @@ class EngineFile:
 
     Attributes:
         path: the plan, which trtexec --loadEngine opens too; None where it could not be written.
-        record: the JSON beside it: identity, versions, sha256, build_seconds, verdict ...
+        record: the JSON beside it: identity, versions, sha256, build_seconds, verdict, check ...
         is_new: built by this call, not found.
     """
 
@@ -101,7 +112,8 @@ def find_or_build(
         precision: of the manifest's.
         flavour: which TensorRT.
         device: the GPU; may be None for TensorRT-RTX, whose engines are for any.
-        options: of the build.
+        options: of the build; None takes the newest engine that runs here, whatever its options,
+            and builds with TensorRT's own where there is none.
         plugin_sha256: of our plugin's code, where it is registered.
         folder: of the cache; None is the bundle's own `engines`.
         progress: called with (fraction 0..1, phase); None shows a bar on a terminal.
@@ -111,6 +123,7 @@ def find_or_build(
         EngineError: TensorRT refuses the graph.
         BundleError: the ONNX file is missing or damaged.
     """
+    takes_any = options is None
     options = options or BuildOptions()
     identity = identify(
         bundle,
@@ -122,8 +135,11 @@ def find_or_build(
         plugin_sha256=plugin_sha256,
     )
     folders = (folder or bundle.folder / ENGINES_FOLDER, user_cache_folder())
-    if not is_forced and (found := _look_up(folders, identity)) is not None:
-        return found
+    if not is_forced:
+        found = _look_up_any(folders, identity, device) if takes_any else None
+        found = found or _look_up(folders, identity)
+        if found is not None:
+            return found
     with _writable(folders, identity.fingerprint()) as place:
         if place is not None:
             _sweep(place, identity.fingerprint())
@@ -148,12 +164,19 @@ def find_or_build(
         return EngineFile(_store(place, plan.data, record), record, True, plan.data)
 
 
-def record_verdict(built: EngineFile, verdict: Verdict) -> EngineFile:
+def record_verdict(
+    built: EngineFile, verdict: Verdict, check: Mapping[str, Any] | None = None
+) -> EngineFile:
     """Note on disk what a check on the device found; the engine with its new record.
 
     A folder that cannot be written keeps the old verdict on disk; that is logged.
+
+    Args:
+        built: the engine.
+        verdict: on it.
+        check: where and against what, as `runtime.engines.check` writes it.
     """
-    record = {**built.record, "verdict": verdict}
+    record = _sealed({**built.record, "verdict": verdict, "check": dict(check or {})})
     if built.path is not None:
         try:
             files.write_json(built.path.with_suffix(".json"), record)
@@ -166,6 +189,23 @@ def user_cache_folder() -> Path:
     """Where engines of read-only bundles go: $XDG_CACHE_HOME/kestrel or ~/.cache/kestrel."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(named) if named else Path("~/.cache").expanduser()) / "kestrel" / ENGINES_FOLDER
+
+
+def _look_up_any(
+    folders: Sequence[Path], identity: Identity, device: Device | None
+) -> EngineFile | None:
+    """The newest engine that may run here, whatever the options it was built with."""
+    found = []
+    for folder in folders:
+        for path in folder.glob("*.json"):
+            record = _read_record(path)
+            if record is not None and serves(record.get("identity", {}), identity, device):
+                found.append((str(record.get("built")), path, record))
+    for _, path, record in sorted(found, key=lambda each: each[0], reverse=True):
+        plan = _read(path.with_suffix(".engine"))
+        if hashlib.sha256(plan).hexdigest() == record.get("sha256"):
+            return EngineFile(path.with_suffix(".engine"), record, False, plan)
+    return None
 
 
 def _look_up(folders: Sequence[Path], identity: Identity) -> EngineFile | None:
@@ -191,7 +231,23 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     is_ours = isinstance(record, dict) and record.get("schema") == RECORD_SCHEMA
-    return record if is_ours and {"fingerprint", "verdict"} <= set(record) else None
+    if not is_ours or not {"fingerprint", "verdict"} <= set(record):
+        return None
+    if record.get("digest") != _digest(record) and record["verdict"] != "not run":
+        log.warning("%s was changed by hand: its verdict does not count", path)
+        record |= {"verdict": "not run", "check": {}}
+    return dict(record)
+
+
+def _sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its digest, which an edit by hand does not renew."""
+    return {**record, "digest": _digest(record)}
+
+
+def _digest(record: dict[str, Any]) -> str:
+    fields = {name: value for name, value in record.items() if name != "digest"}
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _read(path: Path) -> bytes:
@@ -234,7 +290,7 @@ def _sweep(folder: Path, fingerprint: str) -> None:
 def _make_record(
     identity: Identity, graph: str, onnx_path: Path, plan: bytes, seconds: float
 ) -> dict[str, Any]:
-    return {
+    record = {
         "schema": RECORD_SCHEMA,
         "fingerprint": identity.fingerprint(),
         "graph": graph,
@@ -243,10 +299,12 @@ def _make_record(
         "sha256": hashlib.sha256(plan).hexdigest(),
         "size_bytes": len(plan),
         "build_seconds": round(seconds, 3),
-        "built": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "built": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
         "host_code_allowed": False,
         "verdict": "not run",
+        "check": {},
     }
+    return _sealed(record)
 
 
 def _store(place: Path | None, plan: bytes, record: dict[str, Any]) -> Path | None:

@@ -1,18 +1,21 @@
 """An engine proves itself on the device it runs on: against PyTorch's results in samples.npz.
 
-That takes about a second, once: the verdict is kept in the engine's JSON.
+That takes about a second, once: the verdict is kept in the engine's JSON, with the device, the
+TensorRT and the samples that it was given for. Where one of these is another, it is given anew.
+What the engine's layers compute in is looked at, too: what was asked for and not built is a fail.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Protocol
 
-from runtime.contract.bundle import Bundle
+from runtime.contract.bundle import Bundle, Verdict, hash_file
 from runtime.contract.errors import EngineError
 from runtime.contract.limits import judge, limits_of
 from runtime.contract.matching import Comparison, compare_detections
-from runtime.contract.samples import Samples
+from runtime.contract.samples import SAMPLES_NAME, Samples
+from runtime.engines.audit import Audit
 from runtime.engines.cache import EngineFile, record_verdict
 from runtime.sessions.base import Session
 
@@ -21,8 +24,21 @@ BOX_TASKS = ("detection", "instance", "keypoints", "panoptic")
 log = logging.getLogger("kestrel.engines")
 
 
-def check_engines(session: Session, bundle: Bundle, engines: dict[str, EngineFile]) -> None:
-    """Run the samples through every engine that has not passed yet, and keep the verdicts.
+class EngineSession(Session, Protocol):
+    """A session whose graphs are engines."""
+
+    @property
+    def toolkit(self) -> str:
+        """Which TensorRT loaded them, with its version."""
+        ...
+
+    def audit(self, graph: str = "model") -> Audit:
+        """What an engine's layers compute in; types are known after a first inference."""
+        ...
+
+
+def check_engines(session: EngineSession, bundle: Bundle, engines: dict[str, EngineFile]) -> None:
+    """Run the samples through every engine that has not passed here yet, and keep the verdicts.
 
     Args:
         session: that has the engines loaded.
@@ -30,20 +46,32 @@ def check_engines(session: Session, bundle: Bundle, engines: dict[str, EngineFil
         engines: graph name to its engine; entries are replaced by those with the new verdict.
 
     Raises:
-        EngineError: an engine disagrees with PyTorch, and the bundle does not allow that.
+        EngineError: an engine disagrees with PyTorch or computes in another precision than was
+            asked for, and the bundle does not allow that.
     """
     for graph, built in list(engines.items()):
-        if built.verdict == "pass":
-            continue
         samples = bundle.samples(graph) if bundle.manifest.task in BOX_TASKS else None
         if samples is None or not len(samples):
             log.warning("engine of graph %r: not checked, the bundle has no samples for it", graph)
             continue
-        reasons = find_faults(session, graph, samples)
-        engines[graph] = record_verdict(built, "fail" if reasons else "pass")
+        given_for = {
+            "device": session.device,
+            "toolkit": session.toolkit,
+            "samples_sha256": hash_file(bundle.folder / SAMPLES_NAME),
+        }
+        if built.verdict == "pass" and given_for.items() <= built.record["check"].items():
+            continue
+        reasons = [
+            f"it disagrees with PyTorch: {fault}" for fault in find_faults(session, graph, samples)
+        ]
+        audit = session.audit(graph)
+        reasons += audit.reasons if audit.verdict == "fail" else ()
+        verdict: Verdict = "fail" if reasons else "pass"
+        found = {**given_for, "reasons": reasons, "audit": audit.to_json()}
+        engines[graph] = record_verdict(built, verdict, found)
         if reasons and not bundle.allow_unverified:
             raise EngineError(
-                f"the {session.precision} engine of graph {graph!r} disagrees with PyTorch on "
+                f"the {session.precision} engine of graph {graph!r} fails its check on "
                 f"{session.device}: {'; '.join(reasons)}. Use another precision or backend, or "
                 "load it all the same with --allow-unverified."
             )

@@ -19,6 +19,7 @@ from runtime.engines.flavour import Flavour
 
 _HEX_DIGITS = 16
 _ANY_DEVICE = "any"
+_AMPERE = 8.0  # the compute capability from which engines can be built for several GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,50 @@ def identify(
         },
         flags=options.flags(),
     )
+
+
+def serves(recorded: Mapping[str, Any], wanted: Identity, device: Device | None) -> bool:
+    """Whether an engine that was built with other flags may run where `wanted` would.
+
+    TensorRT has the last word: what it does not load is built anew.
+
+    Args:
+        recorded: `Identity.to_dict` of the engine.
+        wanted: what would be built here with no flags.
+        device: the GPU; None where there is none, and any will do.
+    """
+    same = ("onnx_sha256", "precision", "flavour", "platform", "plugin_sha256", "shapes")
+    ours = wanted.to_dict()
+    try:
+        return (
+            all(recorded[name] == ours[name] for name in same)
+            and _serves_version(recorded, wanted.flavour_version)
+            and _serves_device(recorded, device)
+        )
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _serves_version(recorded: Mapping[str, Any], version: str) -> bool:
+    if recorded["flavour_version"] == version:
+        return True
+    older, newer = (
+        [int(part) for part in each.split(".")] for each in (recorded["flavour_version"], version)
+    )
+    return bool(recorded["flags"]["is_version_compatible"]) and older <= newer
+
+
+def _serves_device(recorded: Mapping[str, Any], device: Device | None) -> bool:
+    targets = recorded["flags"]["targets"]
+    if device is None:
+        return bool(recorded["device"] == _ANY_DEVICE)
+    if recorded["device"] == _ANY_DEVICE:
+        return not targets or f"SM{device.compute_capability.replace('.', '')}" in targets
+    if (recorded["device"], recorded["compute_capability"]) == dataclasses.astuple(device):
+        return True
+    capabilities = (recorded["compute_capability"], device.compute_capability)
+    is_ampere = all(float(each) >= _AMPERE for each in capabilities)
+    return bool(recorded["flags"]["is_hardware_compatible"]) and is_ampere
 
 
 def _hash(path: Path, known: Mapping[str, str]) -> str:

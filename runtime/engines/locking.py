@@ -16,11 +16,11 @@ _POLL_S = 0.05
 
 
 @contextlib.contextmanager
-def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold the lock file `path`; wait for whoever holds it, also in this process.
 
     The file is removed afterwards. A killed holder blocks nobody. Where the file system has no
-    locks (some network mounts) it runs without one.
+    locks (some network mounts) it runs without one, and gives False.
 
     Args:
         path: in a folder that exists and can be written.
@@ -29,16 +29,16 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[No
     Raises:
         OSError: the file cannot be made.
     """
-    descriptor = _acquire(path, on_wait)
+    descriptor, is_held = _acquire(path, on_wait)
     try:
-        yield
+        yield is_held
     finally:
         with contextlib.suppress(OSError):  # Windows keeps open files; the next holder removes it
             path.unlink()
         os.close(descriptor)  # lets go of the lock
 
 
-def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
+def _acquire(path: Path, on_wait: Callable[[], None] | None) -> tuple[int, bool]:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -48,13 +48,13 @@ def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
                     on_wait = None
                 time.sleep(_POLL_S)
         except OSError as error:
-            log.warning("%s cannot be locked (%s); building without a lock", path, str(error))
-            return descriptor
+            log.warning("%s cannot be locked (%s); going on without a lock", path, str(error))
+            return descriptor, False
         except BaseException:
             os.close(descriptor)
             raise
         if _is_same_file(descriptor, path):
-            return descriptor
+            return descriptor, True
         os.close(descriptor)  # the holder before us removed the file that we had opened
 
 

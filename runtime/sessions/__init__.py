@@ -14,6 +14,7 @@ from typing import Any
 from runtime.contract.bundle import Bundle
 from runtime.contract.errors import BundleError, SessionError
 from runtime.sessions.base import Session
+from runtime.sessions.cpu_flags import sound_precision
 from runtime.sessions.gpu import why_no_gpu
 
 log = logging.getLogger("kestrel.runtime")
@@ -150,6 +151,8 @@ def _open(
     if reason:
         raise SessionError(reason)
     chosen = choose_precision(bundle, precision, on_gpu=entry.needs_gpu)
+    if not entry.needs_gpu:
+        chosen = sound_precision(bundle, chosen)
     bundle.refuse_failed(chosen, entry.name)
     opener = _opener(entry)
     accepted = _options_of(opener)
@@ -165,11 +168,17 @@ def _open(
             f"backend {entry.name!r} has no option {unknown[0]!r}; it has {have}. Leave it out."
         )
     try:
-        return opener(bundle, chosen, **entry.fixed, **known)
+        session = opener(bundle, chosen, **entry.fixed, **known)
     except ImportError as error:
         raise SessionError(
             f"{entry.package} is installed but cannot be imported ({error}). Install it again."
         ) from None
+    is_proven_on_load = "flavour" in entry.fixed  # engines are, against the bundle's samples
+    is_wanted = is_proven_on_load or bundle.allow_unverified
+    if not is_wanted and bundle.verdict(chosen, entry.name) == "not run":
+        cure = "open its bundle's folder" if bundle.is_single_file else "run export/verify.py on it"
+        log.warning("%s: %s on %s was never verified; %s", bundle.name, chosen, entry.name, cure)
+    return session
 
 
 def why_absent(entry: Backend) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from runtime.contract.bundle import Bundle
 from runtime.contract.errors import SessionError
 from runtime.sessions.base import Feeds, Results
+from runtime.sessions.compiled_models import CompiledModels, onnx_hashes
+from runtime.sessions.cpu_flags import cpu_flags, is_bf16_fast
 from runtime.sessions.feeds import FeedCheck, fed_specs, summarise
 
 _DEVICE = "CPU"
@@ -23,6 +26,7 @@ def open_session(
     *,
     threads: int | None = None,
     inference_precision: str = "f32",
+    cache: bool = True,
 ) -> OpenVinoSession:
     """Compile a bundle's graphs for the CPU.
 
@@ -30,14 +34,17 @@ def open_session(
         bundle: what to load.
         precision: one of the manifest's; int8 takes the bundle's file for CPUs where it has one.
         threads: for one inference; None leaves it to OpenVINO.
-        inference_precision: what float layers are computed in: "f32"; "bf16" (several times
-            faster on CPUs with AMX, refused where the CPU has no bf16); "auto", OpenVINO's choice.
+        inference_precision: what float layers are computed in, those of an int8 file included:
+            "f32"; "bf16" (refused where the CPU would emulate it); "auto" is bf16 where the CPU
+            computes it in hardware (`cpu_flags.py` has the measurements), else f32. Boxes, scores
+            and suppression are float32 in any case.
+        cache: keep compiled models in the bundle's `engines`, and take those found there.
 
     Raises:
         SessionError: OpenVINO refuses the graph, or a wrong option.
         BundleError: a file is missing or damaged.
     """
-    return OpenVinoSession(bundle, precision, threads, inference_precision)
+    return OpenVinoSession(bundle, precision, threads, inference_precision, cache=cache)
 
 
 class OpenVinoSession:
@@ -49,7 +56,13 @@ class OpenVinoSession:
     backend = "openvino"
 
     def __init__(
-        self, bundle: Bundle, precision: str, threads: int | None, inference_precision: str
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None,
+        inference_precision: str,
+        *,
+        cache: bool,
     ) -> None:
         import openvino
 
@@ -57,16 +70,21 @@ class OpenVinoSession:
         self.state_names = bundle.manifest.state
         self._manifest = bundle.manifest
         self._core = openvino.Core()
-        self.device = f"CPU ({self._core.get_property(_DEVICE, 'FULL_DEVICE_NAME').strip()})"
         self._config = self._configure(threads, inference_precision)
+        name = self._core.get_property(_DEVICE, "FULL_DEVICE_NAME").strip()
+        is_bf16 = self._config["INFERENCE_PRECISION_HINT"] == "bf16"
+        self.device = f"CPU ({name}{', bf16' if is_bf16 else ''})"
+        self._cache = CompiledModels(bundle, self._core, _DEVICE, self._config) if cache else None
         self._lock = threading.Lock()
         self._compiled: dict[tuple[str, int], Any] = {}
         self._paths: dict[str, str] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
         self._checks: dict[str, FeedCheck] = {}
         for graph in bundle.manifest.graphs:
             is_cpu_file = bundle.has_file(graph, precision, "cpu")
             path = bundle.file(graph, precision, "cpu" if is_cpu_file else "portable")
             self._paths[graph] = str(path)
+            self._hashes[graph] = onnx_hashes(path, bundle.manifest.graphs[graph].sha256)
             first = self.compiled(graph, bundle.manifest.batches[0])
             fed = fed_specs(bundle.manifest, self.name_ports(first.inputs))
             self._checks[graph] = FeedCheck(bundle.manifest, graph, fed)
@@ -115,9 +133,23 @@ class OpenVinoSession:
         ]
 
     def _compile(self, graph: str, batch: int) -> Any:
+        """From the cache, or compiled and cached."""
+        hashes = self._hashes[graph]
+        found = self._cache.load(hashes, batch) if self._cache else None
+        if found is not None:
+            return found
+        path = self._paths[graph]
+        is_first = graph not in self._checks  # its hashes were checked a moment ago
+        if not is_first and onnx_hashes(Path(path), {}) != hashes:
+            raise SessionError(f"{path} was replaced since it was loaded. Open the bundle again.")
+        compiled = self._compile_file(path, batch)
+        if self._cache:
+            self._cache.store(compiled, hashes, batch)
+        return compiled
+
+    def _compile_file(self, path: str, batch: int) -> Any:
         try:
-            # read_model, not compile_model(path): its cache key would be size and seconds of mtime
-            model = self._core.read_model(self._paths[graph])
+            model = self._core.read_model(path)
             shapes = {}
             for each in model.inputs:
                 shape = each.get_partial_shape()
@@ -128,29 +160,36 @@ class OpenVinoSession:
             return self._core.compile_model(model, _DEVICE, self._config)
         except RuntimeError as error:
             raise SessionError(
-                f"OpenVINO refuses {self._paths[graph]}: {summarise(error)} "
-                "Export again, or try another backend."
+                f"OpenVINO refuses {path}: {summarise(error)} Export again, or try another backend."
             ) from None
 
     def _configure(self, threads: int | None, inference_precision: str) -> dict[str, Any]:
+        # unpinned: threads that are bound to a core wait for it where other programs run, too
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads is not None:
             if threads < 1:
                 raise SessionError(f"threads is {threads}; expected 1 or more.")
             config["INFERENCE_NUM_THREADS"] = threads
+        config["INFERENCE_PRECISION_HINT"] = self._choose_float(inference_precision)
+        return config
+
+    def _choose_float(self, inference_precision: str) -> str:
+        """The type that float layers are computed in: "f32" or "bf16"."""
         if inference_precision not in _INFERENCE_PRECISIONS:
             raise SessionError(
                 f"inference_precision is {inference_precision!r}; "
                 f"expected {', '.join(_INFERENCE_PRECISIONS)}."
             )
+        if inference_precision == "auto":
+            return "bf16" if is_bf16_fast() else "f32"
         capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
-        if inference_precision == "bf16" and "BF16" not in capabilities:
+        is_emulated = not is_bf16_fast() if cpu_flags() else "BF16" not in capabilities
+        if inference_precision == "bf16" and is_emulated:
             raise SessionError(
-                "this CPU does not compute in bf16. Use inference_precision='f32' or 'auto'."
+                "this CPU has no instructions for bf16 (amx_bf16, avx512_bf16) and would emulate "
+                "it, slower than float32. Use inference_precision='f32' or 'auto'."
             )
-        if inference_precision != "auto":
-            config["INFERENCE_PRECISION_HINT"] = inference_precision
-        return config
+        return inference_precision
 
 
 class OpenVinoStream:

@@ -9,10 +9,12 @@ from typing import Any
 
 from runtime.contract.bundle import Bundle
 from runtime.contract.errors import SessionError
+from runtime.engines.audit import Audit
 from runtime.engines.build import BuildOptions
 from runtime.engines.cache import EngineFile, find_or_build
 from runtime.engines.check import check_engines
 from runtime.engines.flavour import Flavour, load_flavour
+from runtime.engines.inspector_layers import audit_engine
 from runtime.sessions.base import Feeds, Results
 from runtime.sessions.buffers import Cuda
 from runtime.sessions.gpu import why_no_gpu
@@ -36,13 +38,15 @@ def open_session(
         precision: one of the manifest's.
         flavour: "tensorrt" or "tensorrt_rtx".
         cuda_graphs: replay one captured CUDA graph an inference; off only for debugging.
-        build: how missing engines are built.
+        build: how missing engines are built; None takes the newest engine that runs here, and
+            builds as TensorRT chooses where there is none.
         engines_folder: of the cache; None is the bundle's own.
 
     Raises:
         NoFlavourError: that TensorRT is not installed, or unusable.
         SessionError: no GPU, no cuda-python, out of memory, or TensorRT refuses the graph.
-        EngineError: an engine disagrees with PyTorch on the bundle's samples.
+        EngineError: an engine disagrees with PyTorch on the bundle's samples, or computes in
+            another precision than was asked for.
         BundleError: a file is missing or damaged.
     """
     toolkit = load_flavour(flavour)
@@ -84,6 +88,7 @@ class TrtSession:
         trt = flavour.module
         self.backend = flavour.name
         self.precision = precision
+        self.toolkit = str(flavour)
         self.engine_files: dict[str, EngineFile] = {}
         self._cuda = cuda
         self._cuda_graphs = cuda_graphs
@@ -144,6 +149,13 @@ class TrtSession:
             ticket = self._own.submit(feeds, graph)
         return ticket.result()
 
+    def audit(self, graph: str = "model") -> Audit:
+        """What an engine's layers compute in; types are known after a first inference."""
+        with self._lock:
+            loaded = self._graphs[graph]
+            context = self._own.context(graph) if self._own is not None else None
+            return audit_engine(loaded.engine, loaded.flavour, self.precision, context=context)
+
     def close(self) -> None:
         """Free everything, open streams included; twice is harmless."""
         with self._lock:
@@ -190,6 +202,11 @@ class TrtStream:
         """Whether inferences of that kind replay a graph of ours; RTX makes its own."""
         lane = self._lanes.get((graph, batch))
         return lane is not None and lane.uses_cuda_graph
+
+    def context(self, graph: str = "model") -> Any:
+        """TensorRT's context of a graph, its shapes set; None before the first inference."""
+        lanes = [lane for (name, _), lane in self._lanes.items() if name == graph]
+        return lanes[0].context if lanes else None
 
     def close(self) -> None:
         """Free the buffers; tickets under way keep their results. Twice is harmless."""

@@ -160,6 +160,11 @@ class Lane:
             self._cleanup = stack.pop_all()
 
     @property
+    def context(self) -> Any:
+        """TensorRT's, its profile and shapes set."""
+        return self._context
+
+    @property
     def uses_cuda_graph(self) -> bool:
         """Whether the next inference replays a captured graph."""
         return self._slots[self._next].executable is not None

@@ -28,6 +28,7 @@ IouThreshold: TypeAlias = "float | Sequence[float] | NDArray[np.floating] | None
 
 MODULES = {
     "detection": "runtime.tasks.detection",
+    "instance": "runtime.tasks.instance",
 }
 
 

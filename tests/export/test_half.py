@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -200,7 +201,9 @@ def test_weights_that_are_stored_in_half_and_computed_in_float32_do_not_count():
 def test_verify_fails_an_artifact_whose_file_is_of_another_precision(both_to_change):
     plant_float32(both_to_change, "model.fp16.plugin.onnx", "model.fp32.plugin.onnx")
     bundle = Bundle.open(both_to_change)
-    artifact = verify_artifact(bundle, "fp16", "onnxruntime", None, MAX_AP_DROP)
+    artifact = verify_artifact(
+        bundle, "fp16", "onnxruntime", SimpleNamespace(faults=[]), MAX_AP_DROP
+    )
     assert artifact["verdict"] == "fail"
     assert "model.fp16.plugin.onnx: 0% of its weights are half" in artifact["reasons"][0]
 

@@ -127,7 +127,7 @@ def test_exporter_writes_one_node_for_each_operator(traced: onnx.ModelProto) -> 
         for node in ours
     ]
     assert attributes[0] == {"candidates": CANDIDATES, "activation": b"sigmoid"}
-    assert attributes[1] == {"max_detections": KEPT}
+    assert attributes[1] == {"max_detections": KEPT, "method": b"greedy", "per_class_limit": 200}
 
 
 @pytest.mark.parametrize("early_exit", [True, False], ids=["early_exit", "fixed_trips"])

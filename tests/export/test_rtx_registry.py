@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import shrunk, tiny_model
+from int8_graphs import ranges_of
+from tiny_models import frames_of, shrunk, tiny_model
 
 from export.bundling import describe, trace_base
-from export.precision.writing import name_files, write_files
+from export.precision.int8.rewriting import to_int8
+from export.precision.mixed import to_mixed
+from export.precision.search.grouping import group_products
+from export.precision.writing import CONVERSIONS, name_files, write_files
 from runtime.contract.bundle import Bundle
 from runtime.contract.manifest import MANIFEST_NAME
 from runtime.engines import BuildOptions, build_all, load_flavour
@@ -31,7 +36,7 @@ CASES = [
     for name, place in REGISTRY.items()
     for variant in importlib.import_module(place.split(":")[0]).VARIANTS
 ]
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8", "mixed")
 _written: dict[tuple[str, str], Path] = {}
 
 
@@ -62,7 +67,15 @@ def write_graphs(name: str, checkpoint: Path, out: Path) -> Path:
         precisions=PRECISIONS,
     )  # fmt: skip
     manifest = describe(model, options, header, checkpoint, name_files("model", PRECISIONS))
-    graph = write_files(trace_base(model), "model", manifest, out)
+    base = trace_base(model)
+    ranges = ranges_of(base, [{"image": frames_of(1, model.spec.size_hw).numpy()}])
+    floats = [name for group in group_products(base)[::2] for name in group.products]
+    conversions = CONVERSIONS | {
+        "int8": functools.partial(to_int8, ranges=ranges),
+        "mixed": functools.partial(to_mixed, ranges=ranges, float_nodes=floats),
+    }
+    for_cpus = {"mixed": functools.partial(to_int8, ranges=ranges, float_nodes=floats)}
+    graph = write_files(base, "model", manifest, out, conversions, for_cpus)
     text = dataclasses.replace(manifest, graphs={"model": graph}).to_json()
     (out / MANIFEST_NAME).write_text(text, encoding="utf-8")
     return out
@@ -70,7 +83,8 @@ def write_graphs(name: str, checkpoint: Path, out: Path) -> Path:
 
 def check_builds(folder: Path, target: str) -> None:
     engines = build_all(folder, flavour="tensorrt_rtx", options=BuildOptions(targets=(target,)))
-    assert [e.record["identity"]["precision"] for e in engines] == list(PRECISIONS)
+    precisions = Bundle.open(folder).manifest.precisions
+    assert tuple(e.record["identity"]["precision"] for e in engines) == precisions
     assert all(engine.is_new for engine in engines)
     for engine in engines:
         assert engine.record["identity"]["flags"]["targets"] == [target]
@@ -84,6 +98,16 @@ def test_module_offers_the_gpus_that_it_is_made_for():
 @pytest.mark.parametrize("target", TARGETS)
 def test_small_model_builds_for(target, both_to_change):
     check_builds(both_to_change, target)
+
+
+@pytest.mark.parametrize("target", [TARGETS[0], "SM89", TARGETS[-1]])
+def test_small_int8_model_builds_for(target, int8_to_change):
+    check_builds(int8_to_change, target)
+
+
+@pytest.mark.parametrize("target", [TARGETS[0], "SM89", TARGETS[-1]])
+def test_small_mixed_model_builds_for(target, mixed_to_change):
+    check_builds(mixed_to_change, target)
 
 
 @pytest.mark.slow

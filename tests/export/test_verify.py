@@ -12,6 +12,7 @@ import onnx
 import pytest
 from planting import (
     FAILED,
+    FILES,
     IMAGES,
     PASSED,
     REFUSED,
@@ -24,8 +25,9 @@ from tiny_models import tiny_model, tiny_spec
 
 import export.proof.reference
 import runtime.sessions
+from export.bundling import ExportOptions, write_bundle
 from runtime.contract.bundle import VERIFY_NAME, Bundle
-from training.loop.checkpoint import save_release
+from training.loop.checkpoint import load_release, save_release
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def test_lost_result_is_listed_with_its_margins(
 def test_lower_ap_than_the_checkpoints_turns_the_verdict_to_fail(
     tiny_exported, tiny_checkpoint, discs, one_backend, monkeypatch
 ):
-    monkeypatch.setattr(export.proof.reference, "_checkpoint_ap", lambda *_: 0.9)
+    monkeypatch.setattr(export.proof.reference, "_checkpoint_scores", lambda *_: {"AP": 0.9})
     assert verify(tiny_exported, tiny_checkpoint, discs).returncode == FAILED
     assert "the checkpoint has 0.9000" in artifacts(tiny_exported)[0]["reasons"][0]
 
@@ -152,28 +154,127 @@ def unknown_operator(graph: onnx.GraphProto) -> None:
 # ---------------------------------------------------------------------------- neither pass nor fail
 
 
+@pytest.fixture
+def absent(monkeypatch):
+    """A way to take a backend away."""
+
+    def take_away(*names: str) -> None:
+        entries = tuple(
+            dataclasses.replace(entry, package="a_package_of_another_machine")
+            if entry.name in names
+            else entry
+            for entry in runtime.sessions.BACKENDS
+        )
+        monkeypatch.setattr(runtime.sessions, "BACKENDS", entries)
+
+    return take_away
+
+
+def verdicts(bundle: Path) -> dict[str, str]:
+    return {row["backend"]: row["verdict"] for row in artifacts(bundle)}
+
+
 def test_absent_backend_is_not_run_and_fails_nothing(
-    tiny_exported, tiny_checkpoint, discs, one_backend, monkeypatch
+    tiny_exported, tiny_checkpoint, discs, absent, quick_trace
 ):
-    entries = tuple(
-        dataclasses.replace(entry, package="onnxruntime_of_another_machine")
-        for entry in runtime.sessions.BACKENDS
-    )
-    monkeypatch.setattr(runtime.sessions, "BACKENDS", entries)
+    absent("openvino")
     done = verify(tiny_exported, tiny_checkpoint, discs)
-    assert done.returncode == PASSED
-    assert artifacts(tiny_exported)[0]["verdict"] == "not run"
-    assert "onnxruntime_of_another_machine" in done.stdout
+    assert done.returncode == PASSED, done.stdout
+    assert verdicts(tiny_exported) == {"onnxruntime": "pass", "openvino": "not run"}
+    assert "a_package_of_another_machine" in done.stdout
 
 
-def test_bundle_that_finds_nothing_has_proven_nothing(
+def test_without_any_backend_nothing_is_proven_and_the_status_says_so(
+    tiny_exported, tiny_checkpoint, discs, absent
+):
+    absent("openvino", "onnxruntime")
+    done = verify(tiny_exported, tiny_checkpoint, discs)
+    assert done.returncode == FAILED
+    assert verdicts(tiny_exported) == {"onnxruntime": "not run", "openvino": "not run"}
+    assert "nothing was proven: no backend that could run the bundle is here" in done.stdout
+
+
+def test_fault_of_the_whole_bundle_fails_without_any_backend(
+    tiny_exported, tiny_checkpoint, discs, absent
+):
+    absent("openvino", "onnxruntime")
+    change_manifest(tiny_exported, category_ids=[1, 2, 3])
+    assert verify(tiny_exported, tiny_checkpoint, discs).returncode == FAILED
+    assert verdicts(tiny_exported) == {"onnxruntime": "fail", "openvino": "fail"}
+    assert "category_ids" in artifacts(tiny_exported)[0]["reasons"][0]
+
+
+@pytest.fixture
+def shy(tmp_path, tiny_checkpoint, discs, quick_trace) -> tuple[Path, Path]:
+    """A checkpoint whose default threshold lets nothing pass, and its bundle."""
+    model = load_release(tiny_checkpoint)[0]
+    model.spec = dataclasses.replace(model.spec, score_threshold=0.99)
+    checkpoint, out = tmp_path / "shy.safetensors", tmp_path / "shy"
+    save_release(checkpoint, "retinanet", model, training={"data": "discs"}, scores={})
+    given = {"model": "retinanet", "variant": None, "size_hw": None, "data": str(discs)}
+    options = ExportOptions(checkpoint=checkpoint, out=out, precisions=("fp32",), **given)
+    write_bundle(options, report=lambda line: None)
+    return out, checkpoint
+
+
+def test_where_nothing_passes_the_default_threshold_the_scores_below_it_are_compared(
+    shy, discs, one_backend
+):
+    out, checkpoint = shy
+    done = verify(out, checkpoint, discs)
+    assert done.returncode == PASSED, done.stdout
+    assert "finds nothing at the default thresholds; compared at scores above 0.001" in done.stdout
+    (row,) = artifacts(out)
+    assert (row["verdict"], row["reasons"]) == ("pass", [])
+    assert row["matched"] >= IMAGES
+
+
+def test_graph_fault_is_seen_below_the_default_threshold(shy, discs, one_backend):
+    out, checkpoint = shy
+    for name in FILES:
+        replace_graph(out, scale_a_bias, name)
+    done = verify(out, checkpoint, discs)
+    assert done.returncode == FAILED
+    assert "score error" in done.stdout
+
+
+def test_manifest_fault_is_seen_where_nothing_passes_the_default_threshold(
     tiny_exported, tiny_checkpoint, discs, one_backend
 ):
     change_manifest(tiny_exported, defaults={"score_threshold": 0.99, "iou_threshold": 0.5})
     done = verify(tiny_exported, tiny_checkpoint, discs)
-    assert done.returncode == PASSED
-    assert artifacts(tiny_exported)[0]["verdict"] == "not run"
-    assert "nothing was compared" in done.stdout
+    assert done.returncode == FAILED
+    assert artifacts(tiny_exported)[0]["reasons"] == [
+        "manifest score_threshold is 0.99; the checkpoint has 0.02"
+    ]
+
+
+@pytest.mark.parametrize("changes", [{}, {"category_ids": [1, 2, 3]}], ids=["right", "faulty"])
+def test_checkpoint_that_finds_nothing_at_any_score_leaves_nothing_to_prove(
+    shy, discs, one_backend, monkeypatch, changes
+):
+    monkeypatch.setattr(export.proof.reference, "SCORE_FLOOR", 0.995)
+    out, checkpoint = shy
+    change_manifest(out, **changes)
+    done = verify(out, checkpoint, discs)
+    (row,) = artifacts(out)
+    assert done.returncode == (FAILED if changes else PASSED)
+    assert row["verdict"] == ("fail" if changes else "not run")
+    assert ("nothing was compared" in done.stdout) == (not changes)
+
+
+def test_data_is_opened_once(tiny_exported, tiny_checkpoint, discs, one_backend, monkeypatch):
+    opened = []
+    open_data = export.proof.reference.open_data
+
+    def counted(*arguments, **options):
+        opened.append(arguments)
+        return open_data(*arguments, **options)
+
+    monkeypatch.setattr(export.proof.reference, "open_data", counted)
+    monkeypatch.setattr("training.data.open_data", counted)
+    assert verify(tiny_exported, tiny_checkpoint, discs).returncode == PASSED
+    assert len(opened) == 1
 
 
 # ----------------------------------------------------------------------------------------- refused

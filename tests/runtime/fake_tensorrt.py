@@ -49,6 +49,8 @@ class Severity(enum.Enum):
 
 class BuilderFlag(enum.IntEnum):
     TF32 = 7
+    VERSION_COMPATIBLE = 13
+    EXCLUDE_LEAN_RUNTIME = 14
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -86,12 +88,16 @@ class FakeTensorRT:
     NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
     ILogger = ILogger
     ProfilingVerbosity = SimpleNamespace(DETAILED=2)
+    MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
+    HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="ampere+")
+    LayerInformationFormat = SimpleNamespace(JSON="json")
 
     def __init__(self, cuda: FakeCuda, graphs: dict[str, FakeGraph]) -> None:
         self.cuda = cuda
         self.graphs = graphs
         self.alive: list[str] = []  # runtimes, engines and contexts that exist
         self.num_builds = 0
+        self.layers: dict[str, Any] = {"Layers": []}  # what the inspector says of every engine
         self.is_capturable = True
         self.num_unloadable = 0  # engines that deserialize to None
         self.num_failing_runs = 0
@@ -124,8 +130,12 @@ class FakeBuilder:
         return SimpleNamespace(num_inputs=0, graph="")
 
     def create_builder_config(self) -> Any:
-        config = SimpleNamespace(profiles=[], cleared=[])
+        config = SimpleNamespace(profiles=[], cleared=[], flags=[], limits={})
         config.clear_flag = config.cleared.append
+        config.set_flag = config.flags.append
+        config.set_memory_pool_limit = config.limits.__setitem__
+        config.create_timing_cache = lambda known: SimpleNamespace(serialize=lambda: b"timings")
+        config.set_timing_cache = lambda cache, ignores_mismatch: True
         config.add_optimization_profile = lambda profile: (
             config.profiles.append(profile.shapes) or len(config.profiles) - 1
         )
@@ -216,6 +226,24 @@ class FakeEngine:
 
     def create_execution_context(self, config: Any = None) -> FakeContext:
         return FakeContext(self, config)
+
+    def create_engine_inspector(self) -> FakeInspector:
+        return FakeInspector(self.trt)
+
+
+class FakeInspector:
+    """Tells types only once it was given a context whose shapes are set, as TensorRT does."""
+
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self.trt = trt
+        self.execution_context: Any = None
+
+    def get_engine_information(self, kind: str) -> str:
+        assert kind == "json"
+        context = self.execution_context
+        is_told = context is not None and set(context.shapes) == set(context.graph.inputs)
+        names = {"Layers": [each["Name"] for each in self.trt.layers["Layers"]]}
+        return json.dumps(self.trt.layers if is_told else names)
 
 
 class FakeContext:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from tiny_bundle import CLASSES, find_colours, write_tiny_bundle
 from tiny_video_bundle import write_tiny_video_bundle
 
-from runtime.contract.bundle import Bundle
+import runtime
+import runtime.contract.bundle
+from runtime.contract.bundle import MAKING_SUFFIX, MOVED_SUFFIX, Bundle
 from runtime.contract.errors import BundleError, ManifestError
 from runtime.contract.manifest import METADATA_KEY, SCHEMA, Joints, Manifest
 from runtime.contract.onnx_metadata import read_external_files, read_metadata
@@ -18,7 +21,19 @@ REFUSED_MANIFESTS = {
     "newer schema": ({"schema": SCHEMA + 1}, f"manifest schema {SCHEMA + 1}"),
     "schema of a wrong type": ({"schema": "one"}, "manifest schema 'one'"),
     "missing field": ({"task": None}, "lacks field 'task'"),
-    "unknown field": ({"precisionz": []}, "did you mean 'precisions'"),
+    "unknown field": ({"precisionz": []}, "did you mean 'precisions'? Export again."),
+    "unknown field like no other": ({"xyz": 1}, "unknown field 'xyz'. Export again."),
+    "threshold over one": ({"defaults": {"score_threshold": 1.5}}, "score_threshold 1.5; expected"),
+    "threshold that is no number": ({"defaults": {"iou_threshold": float("nan")}}, "'iou_thresh"),
+    "negative threshold": ({"defaults": {"iou_threshold": -0.1}}, "iou_threshold -0.1; expected 0"),
+    "unknown type of an input": (
+        {"inputs": [{"name": "image", "dtype": "floaty", "shape": ["B"]}]},
+        "'image' has type 'floaty'; expected one of uint8",
+    ),
+    "file outside the folder": (
+        {"graphs": {"model": {"files": {"fp32": "../a.onnx", "fp16": "b.onnx"}}}},
+        "names '../a.onnx'; expected a file's name without a folder",
+    ),
     "unknown task": ({"task": "telepathy"}, "task 'telepathy'"),
     "no classes": ({"classes": []}, "no classes"),
     "ids and classes differ": ({"category_ids": [1]}, "1 category_ids for 3 classes"),
@@ -62,6 +77,48 @@ def test_manifest_is_refused_with_the_reason(folder, changes, message):
         Bundle.open(folder)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+WRONG_VALUES = (None, True, "x", 7, 0.5, float("nan"), [], {}, [None], [["x"]], {"x": None})
+
+
+def places_in(node: object) -> list[tuple]:
+    """Paths to every value of a JSON document but the whole."""
+    pairs = node.items() if isinstance(node, dict) else enumerate(node)
+    found = []
+    for key, value in pairs:
+        found.append((key,))
+        if isinstance(value, (dict, list)):
+            found += [(key, *rest) for rest in places_in(value)]
+    return found
+
+
+def test_wrong_value_anywhere_is_read_or_refused_in_one_line(folder):
+    """Every value of a rich manifest, replaced by values of every JSON type."""
+    joints = Joints(("nose", "tail"), ((0, 1),), ((0, 0),), (0.1, 0.2))
+    rich = dataclasses.replace(
+        Bundle.open(folder).manifest,
+        joints=joints,
+        scores={"AP": 0.5},
+        state={"a": "b"},
+        training={"data": "street"},
+    )
+    text = rich.to_json()
+    refusals = []
+    for place in places_in(json.loads(text)):
+        for wrong in WRONG_VALUES:
+            document = json.loads(text)
+            owner = document
+            for key in place[:-1]:
+                owner = owner[key]
+            owner[place[-1]] = wrong
+            try:
+                manifest = Manifest.from_json(json.dumps(document), origin="manifest.json")
+                manifest.sizes(1)
+            except ManifestError as error:
+                refusals.append(str(error))
+    assert len(refusals) > 500
+    assert [line for line in refusals if "\n" in line or not line.endswith(".")] == []
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "", "\ufeff{}"], ids=["cut", "list", "empty", "bom"])
@@ -250,3 +307,76 @@ def test_metadata_is_what_onnx_reads(folder):
     expected = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert METADATA_KEY in expected
     assert read_metadata(path) == expected
+
+
+def test_damage_anywhere_in_a_lone_file_is_read_or_refused_in_one_line(folder, tmp_path):
+    """Bytes are changed, a few at a time; the last quarter holds the metadata."""
+    whole = (folder / "model.fp32.onnx").read_bytes()
+    path = tmp_path / "alone.onnx"
+    draw = np.random.default_rng(0)
+    refusals = []
+    for _ in range(400):
+        data = bytearray(whole)
+        low = draw.choice([0, len(data) * 3 // 4])
+        for place in draw.integers(low, len(data), 3):
+            data[place] = draw.integers(256)
+        path.write_bytes(bytes(data))
+        try:
+            bundle = Bundle.open(path)
+            bundle.file("model", bundle.manifest.precisions[0])
+        except BundleError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 50
+    assert [line for line in refusals if "\n" in line] == []
+
+
+def test_file_that_may_not_be_read_is_refused_in_one_line(tmp_path):
+    with pytest.raises(BundleError, match=r"cannot be read \(Is a directory\)"):
+        read_metadata(tmp_path)
+
+
+# ---------------------------------------------------------------------- while an export replaces it
+
+
+def test_bundle_that_is_being_replaced_is_waited_for(folder):
+    """An export's two renames, with a pause between them."""
+    hidden = f".{folder.name}.abcdefgh"
+    moved, new = (folder.with_name(hidden + suffix) for suffix in (MOVED_SUFFIX, MAKING_SUFFIX))
+    shutil.copytree(folder, new)
+    folder.rename(moved)
+    timer = threading.Timer(0.2, lambda: new.rename(folder))
+    timer.start()
+    assert Bundle.open(folder).file("model", "fp32").is_file()
+    timer.join()
+
+
+def test_bundle_that_a_stopped_export_moved_away_is_named(folder, monkeypatch):
+    monkeypatch.setattr(runtime.contract.bundle, "_SWAP_S", 0.1)
+    moved = folder.rename(folder.with_name(f".{folder.name}.abcdefgh{MOVED_SUFFIX}"))
+    with pytest.raises(BundleError, match=f"left the last one at {moved}: export again"):
+        Bundle.open(folder)
+
+
+def test_bundle_that_was_replaced_between_manifest_and_files_is_loaded_anew(tmp_path, monkeypatch):
+    folder = write_tiny_bundle(tmp_path / "tiny")
+    new = write_tiny_bundle(tmp_path / "new", base_scores={"model.fp32.onnx": (0.5, 0.4, 0.3)})
+    manifest = json.loads((new / "manifest.json").read_text())
+    (new / "manifest.json").write_text(json.dumps(manifest | {"created": "now"}))
+    open_it = Bundle.open
+
+    def replaced(path, **options):
+        bundle = open_it(path, **options)
+        if new.exists():
+            shutil.rmtree(folder)
+            new.rename(folder)
+        return bundle
+
+    monkeypatch.setattr(Bundle, "open", replaced)
+    with runtime.load(folder, "onnxruntime", device="cpu") as predictor:
+        assert predictor.manifest.created == "now"
+
+
+def test_bundle_that_is_damaged_and_was_not_replaced_is_refused(folder):
+    (folder / "model.fp32.onnx").write_bytes(b"damaged")
+    with pytest.raises(BundleError, match="sha256"):
+        runtime.load(folder, "onnxruntime", "fp32", device="cpu")

@@ -244,7 +244,7 @@ def test_single_file_runs_alone(folder, tmp_path, backend, feeds):
     ("backend_name", "options", "message"),
     [
         ("openvinno", {}, "did you mean 'openvino'"),
-        ("openvino", {"thread": 2}, "no option 'thread'; it has inference_precision, threads"),
+        ("openvino", {"thread": 2}, "no option 'thread'; it has cache, inference_precision"),
         ("openvino", {"device": "cuda"}, "no option 'device'"),
         ("openvino", {"threads": 0}, "threads is 0"),
         ("openvino", {"inference_precision": "int4"}, "inference_precision is 'int4'"),
@@ -282,6 +282,7 @@ def test_auto_takes_the_first_that_works_and_logs_why_not_the_others(folder, mon
     assert session.backend == "onnxruntime"
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "imaginary",
+        folder.name,
         "onnxruntime",
     ]
     assert "no_such_package" in caplog.records[0].message
@@ -296,11 +297,31 @@ def test_auto_says_why_nothing_works(folder, monkeypatch):
 
 def test_auto_passes_over_a_backend_that_failed_verification(tmp_path, monkeypatch, caplog):
     only(monkeypatch, OPENVINO, ORT)
-    folder = write_tiny_bundle(tmp_path, verdicts={("fp32", "openvino"): "fail"})
-    session = open_session(Bundle.open(folder))
+    verdicts = {("fp32", "openvino"): "fail", ("fp32", "onnxruntime"): "pass"}
+    session = open_session(Bundle.open(write_tiny_bundle(tmp_path, verdicts=verdicts)))
     assert session.backend == "onnxruntime"
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     session.close()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "warnings"),
+    [
+        ("pass", []),
+        ("not run", ["tiny: fp32 on openvino was never verified; run export/verify.py on it"]),
+    ],
+)
+def test_what_was_never_verified_is_loaded_with_one_warning(tmp_path, caplog, verdict, warnings):
+    folder = write_tiny_bundle(tmp_path / "tiny", verdicts={("fp32", "openvino"): verdict})
+    open_session(Bundle.open(folder), "openvino").close()
+    assert [record.message for record in caplog.records] == warnings
+
+
+def test_lone_file_is_loaded_with_a_warning(folder, tmp_path, caplog):
+    alone = tmp_path / "alone.onnx"
+    alone.write_bytes((folder / "model.fp32.onnx").read_bytes())
+    open_session(Bundle.open(alone), "onnxruntime", device="cpu").close()
+    assert "alone: fp32 on onnxruntime was never verified; open its bundle's" in caplog.text
 
 
 def test_auto_refuses_where_every_backend_failed_verification(tmp_path, monkeypatch):

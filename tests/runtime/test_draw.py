@@ -1,7 +1,12 @@
+import dataclasses
+import time
+
 import numpy as np
 import pytest
 from tiny_bundle import CLASSES
+from tiny_masks import ellipses, scattered_boxes
 
+from runtime.contract.manifest import InputGeometry
 from runtime.draw import PALETTE_BGR, class_colour, draw_caption, draw_detections
 from runtime.results import Detections
 
@@ -85,3 +90,72 @@ def test_caption_lines_stand_below_one_another():
     rows = [np.flatnonzero((frame != GREY).any(axis=(1, 2))) for frame in (one_line, two_lines)]
     assert rows[1].max() > rows[0].max()
     np.testing.assert_array_equal(one_line[: rows[0].max()], two_lines[: rows[0].max()])
+
+
+# ------------------------------------------------------------------------------------------- masks
+
+
+MASKS_30_MS = 25.0  # of one core, 5 at rest; a way over whole frames takes over 100
+GEOMETRY = InputGeometry(288, 512)
+
+
+def masked(boxes, height=432, width=768):
+    return ellipses(np.float32(boxes), (height, width), GEOMETRY, (72, 128))
+
+
+def test_pixels_of_a_mask_are_mixed_with_the_colour_of_the_class():
+    found = masked([(100, 100, 300, 250), (400, 200, 600, 300)])
+    frame = draw_detections(blank(), found, labels=False)
+    bare = draw_detections(blank(), dataclasses.replace(found, masks=None), labels=False)
+    changed = (frame != bare).any(axis=2)
+    is_box = (bare != GREY).any(axis=2)
+    for index in range(2):
+        inside = found.masks.bitmap(index) & ~is_box
+        assert changed[inside].all()
+        mixed = GREY + 0.45 * (np.array(class_colour(index)) - GREY)
+        assert np.abs(frame[inside] - mixed).max() <= 1
+    assert not changed[~(found.masks.bitmap(0) | found.masks.bitmap(1))].any()
+
+
+def test_what_lies_below_a_mask_shows_through():
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (432, 768, 3)).astype(np.uint8)
+    found = masked([(100, 100, 300, 250)])
+    inside = found.masks.bitmap(0)
+    inside[:110] = inside[240:] = False
+    drawn = draw_detections(frame.copy(), found, labels=False)
+    below, above = frame[inside].astype(float), drawn[inside].astype(float)
+    for channel in range(3):
+        assert np.corrcoef(below[:, channel], above[:, channel])[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    "box", [(0, 0, 768, 432), (700, 400, 768, 432), (0, 0, 3, 3), (50, 50, 50.001, 90)],
+    ids=["whole frame", "corner", "tiny", "no width"],
+)  # fmt: skip
+def test_mask_at_the_edge_of_the_frame_is_drawn(box):
+    frame = draw_detections(blank(), masked([box]), labels=False)
+    assert frame.shape == (432, 768, 3)
+
+
+def test_masks_are_drawn_into_a_frame_that_is_part_of_another():
+    large = np.full((500, 900, 3), GREY, np.uint8)
+    found = masked([(100, 100, 300, 250)])
+    part = large[30:462, 60:828]
+    draw_detections(part, found)
+    np.testing.assert_array_equal(part, draw_detections(blank(), found))
+    assert (large[:30] == GREY).all()
+    assert (large[:, :60] == GREY).all()
+
+
+def test_thirty_masks_are_drawn_in_milliseconds():
+    boxes = scattered_boxes(30, 720, 1280)
+    found = masked(boxes, 720, 1280)
+    assert sum(found.masks.bitmap(index).sum() for index in range(30)) > 720 * 1280 / 2
+    frame = blank(720, 1280)
+    spent_ms = []
+    for _ in range(8):
+        start = time.thread_time()
+        draw_detections(frame, found)
+        spent_ms.append((time.thread_time() - start) * 1e3)
+    assert min(spent_ms) < MASKS_30_MS

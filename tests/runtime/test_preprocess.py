@@ -60,7 +60,7 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def reference_letterbox(frame: np.ndarray, geometry: InputGeometry) -> np.ndarray:
-    """The letterbox from its words in design.md, written a second time."""
+    """The letterbox from its words in ARCHITECTURE.md, written a second time."""
     height, width = frame.shape[:2]
     new_h, new_w = geometry.height, geometry.width
     top = left = 0

@@ -281,9 +281,10 @@ def test_an_unknown_folder_is_one_line_that_names_what_was_looked_for(tmp_path):
 
 def test_street_is_imported_only_when_it_is_asked_for(monkeypatch):
     fake = types.ModuleType("training.data.street")
-    fake.Street = lambda split: ("street", split)
+    fake.Street = lambda split, labels: (split, *labels)
     monkeypatch.setitem(sys.modules, "training.data.street", fake)
-    assert open_data("street", "val") == ("street", "val")
+    assert open_data("street", "val") == ("val", "boxes")
+    assert open_data("street", "val", ("masks",)) == ("val", "boxes", "masks")
 
 
 def test_data_and_metrics_are_imported_without_torch():

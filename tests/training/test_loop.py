@@ -176,6 +176,27 @@ def test_augmentation_leaves_the_kept_frames_alone():
         assert kept.boxes_xyxy.tolist() == [[5, 6, 25, 30]]
 
 
+def test_stream_gives_back_the_masks_of_a_kept_frame():
+    class Masked(Numbered):
+        def __getitem__(self, index: int) -> Sample:
+            masks = np.random.default_rng(index).integers(0, 2, (index % 3, 41, 61), np.uint8)
+            things = np.zeros(index % 3, np.int64)
+            return Sample(
+                image=np.zeros((41, 61, 3), np.uint8),
+                boxes_xyxy=np.zeros((len(things), 4), np.float32),
+                classes=things,
+                is_crowd=things > 0,
+                image_id=index,
+                file_name=str(index),
+                masks=masks,
+            )
+
+    order = StreamedOrder(Masked(2000), 0, 4)
+    for number in range(80):
+        sample = order.load(number)
+        assert np.array_equal(sample.masks, Masked()[sample.image_id].masks)
+
+
 def test_mosaic_ends_at_its_sample():
     calm = NumberedSamples(
         Numbered(200), (64, 96), Augment(mosaic=1.0), mosaic_end=5, seed=3, uses=None

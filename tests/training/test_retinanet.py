@@ -11,6 +11,7 @@ from tiny_models import tiny_model, tiny_spec
 from training.data.sample import Sample
 from training.errors import TrainingError
 from training.layers.anchors import level_sizes
+from training.layers.towers import to_rows
 from training.models import build_model
 from training.models.base import Targets
 from training.models.detection.retinanet import PRIOR, STRIDES
@@ -73,7 +74,7 @@ def test_rows_of_the_output_stand_in_the_order_of_the_anchors():
         model.scores.predict.bias.zero_()
         feature = torch.zeros(1, 16, 8, 12)
         feature[0, :, 5, 7] = 1.0
-        rows = model._rows(model.scores(feature, 0), 3)[0]
+        rows = to_rows(model.scores(feature, 0), 3)[0]
         anchors = model(torch.zeros(1, 3, 64, 96)).anchors
     lit = rows.abs().sum(1).nonzero()[:, 0]
     centres = (anchors[lit, :2] + anchors[lit, 2:]) / 2

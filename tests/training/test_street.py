@@ -292,18 +292,6 @@ def test_street_error_says_what_was_expected(call, words: str) -> None:
         call()
 
 
-@pytest.mark.parametrize(
-    "mask",
-    [np.zeros((3, 4)), np.ones((3, 4)), np.eye(4), np.eye(4)[::-1], np.eye(4)[1:]],
-    ids=["empty", "full", "diagonal", "anti", "cut"],
-)
-def test_run_lengths_expand_to_the_mask(mask: np.ndarray) -> None:
-    counts = write.run_lengths(mask.astype(np.uint8))
-    assert sum(counts) == mask.size
-    values = np.repeat(np.arange(len(counts)) % 2, counts)
-    assert np.array_equal(values.reshape(mask.shape[::-1]).T, mask)
-
-
 def test_street_coco_file_round_trips(tmp_path: Path) -> None:
     path = write.write_coco("val", 3, tmp_path / "coco", image_format="png")
     document = json.loads(path.read_text())

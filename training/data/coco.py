@@ -274,9 +274,15 @@ def _outline(entry: object, record: Record, defects: Defects) -> list[np.ndarray
             if record.image_wh in (None, tuple(entry["size"])[::-1]):
                 return {"size": entry["size"], "counts": run_lengths(entry)}
             raise ValueError("made for an image of another size")
-        polygons = [np.array(part, np.float32).reshape(-1, 2) for part in entry]
-        if all(len(part) >= 3 and np.isfinite(part).all() for part in polygons):
-            return polygons
+        polygons = [np.array(part, np.float64).reshape(-1, 2) for part in entry]
+        whole = [part for part in polygons if len(part) >= 3]
+        if whole and all(np.isfinite(part).all() for part in whole):
+            defects.add(
+                "part of an outline with under 3 points",
+                record.file_name,
+                len(polygons) - len(whole),
+            )
+            return whole
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         pass
     defects.add("malformed outline, drawn as its box", record.file_name)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from training.data.coco import has_splits, is_lone_file, load_coco
+from training.data.records import RecordSource
 from training.data.sample import DataError, Source
 from training.data.voc import find_voc, load_voc
 from training.data.yolo import find_yolo, load_yolo
 
+logger = logging.getLogger("kestrel.data")
 
-def open_data(data: str | Path, split: str) -> Source:
+
+def open_data(data: str | Path, split: str, labels: Sequence[str] = ()) -> Source:
     """Open one split of a data set.
 
     Args:
@@ -18,12 +23,26 @@ def open_data(data: str | Path, split: str) -> Source:
             YOLO folder, of a COCO .json, or of a YOLO data.yaml. ("./street" is a folder.)
         split: "train", "val" or "test". A data set without splits is cut 80/10/10 by hash of the
             file name (said in a log line), and "all" is the whole of it.
+        labels: what samples have to carry beside boxes, such as ("masks",). A folder that has
+            none of them is a DataError; one that has them gives them asked or not, the street
+            only if asked.
     """
     if data == "street":
         from training.data.street import Street
 
-        return Street(split)
-    root = Path(data).expanduser()
+        return Street(split, labels=("boxes", *labels))
+    source = _open_files(Path(data).expanduser(), split)
+    if "masks" in labels:
+        _expect_masks(source)
+    if "keypoints" in labels and not source.joints:
+        raise DataError(
+            f"{source.name} has no keypoints; expected COCO with `keypoints` or YOLO with a "
+            "`kpt_shape`. Give such a data set, or street."
+        )
+    return source
+
+
+def _open_files(root: Path, split: str) -> RecordSource:
     if root.is_file():
         if root.suffix.lower() == ".json":
             return load_coco(root, split)
@@ -48,3 +67,21 @@ def open_data(data: str | Path, split: str) -> Source:
         f"{split}/_annotations.coco.json, one *.json), Pascal VOC (Annotations/*.xml) and YOLO "
         "(data.yaml, images/ with labels/)."
     )
+
+
+def _expect_masks(source: RecordSource) -> None:
+    """Refuse a data set without any outline; say how many objects of another have none."""
+    if not source.has_masks:
+        raise DataError(
+            f"{source.name} has boxes but no masks; expected COCO with `segmentation` or YOLO with "
+            "polygon rows. Give such a data set, or street."
+        )
+    outlines = [outline for record in source.records for outline in record.outlines or ()]
+    num_bare = sum(outline is None for outline in outlines)
+    if num_bare:
+        logger.warning(
+            "%s: %d of %d objects have no outline; their masks are their boxes",
+            source.name,
+            num_bare,
+            len(outlines),
+        )

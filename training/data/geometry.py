@@ -15,6 +15,7 @@ import numpy as np
 from training.data.sample import Sample
 
 PAD_VALUE = 114
+MASK_PX = 1.0  # a box further from its mask than this is tightened
 Window = tuple[int, int, int, int]
 
 
@@ -236,12 +237,11 @@ def swap_joints(keypoints_xyv: np.ndarray, flip_pairs: Sequence[tuple[int, int]]
 
 
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """(x1, y1, x2, y2) around the non-zero pixels of an (H, W) mask; None where there are none."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not len(rows):
+    """(x1, y1, x2, y2) around the non-zero pixels of an (H, W) uint8 mask; None where none are."""
+    if mask.size == 0:
         return None
-    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    x, y, width, height = cv2.boundingRect(mask)
+    return (x, y, x + width, y + height) if width else None
 
 
 def _landing(image_hw: tuple[int, int], matrix: np.ndarray, window: Window) -> Window:
@@ -280,9 +280,11 @@ def _warp_labels(
     masks, keypoints = None, sample.keypoints_xyv
     if sample.masks is not None:
         landing = _landing(sample.image_hw, matrix, window)
-        masks, is_seen = _warp_masks(sample.masks[rows], matrix, boxes, canvas.shape[:2], landing)
-        _tighten(masks, moved, boxes)
-        if keep.side_px > 0:
+        sources = [sample.masks[row] for row in rows]  # views: a frame's masks are megabytes
+        masks, tight = _warp_masks(sources, matrix, boxes, canvas.shape[:2], landing)
+        is_seen = tight[:, 2] > tight[:, 0]
+        _tighten(boxes, tight, is_seen & _is_loose(moved, boxes, tight, keep))
+        if keep.side_px > 0 and not is_seen.all():
             masks, boxes, rows = masks[is_seen], boxes[is_seen], rows[is_seen]
     if keypoints is not None:
         keypoints = map_keypoints(keypoints[rows], matrix)
@@ -316,24 +318,39 @@ def _is_kept(
 
 
 def _warp_masks(
-    masks: np.ndarray, matrix: np.ndarray, boxes: np.ndarray, hw: tuple[int, ...], landing: Window
+    masks: Sequence[np.ndarray],
+    matrix: np.ndarray,
+    boxes: np.ndarray,
+    hw: tuple[int, ...],
+    landing: Window,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Move masks, each only around its box: (N, H, W), and (N,) bool whether a pixel is left."""
+    """Move masks, each only around its box.
+
+    Returns:
+        (N, H, W) masks, and (N, 4) the tight boxes of what is left of them; all 0 where nothing is.
+    """
     result = np.zeros((len(masks), *hw), np.uint8)
-    is_seen = np.zeros(len(masks), bool)
+    tight = np.zeros((len(masks), 4))
     low = np.maximum(np.floor(boxes[:, :2]) - 1, landing[:2]).astype(int)
     high = np.minimum(np.ceil(boxes[:, 2:]) + 1, landing[2:]).astype(int)
     for row, mask in enumerate(masks):
         (x1, y1), (x2, y2) = low[row], high[row]
         _warp_into(mask, matrix, result[row], (x1, y1, x2, y2))
-        is_seen[row] = result[row, y1:y2, x1:x2].any()
-    return result, is_seen
+        seen = tight_box(result[row, y1:y2, x1:x2])
+        if seen is not None:
+            tight[row] = np.add(seen, (x1, y1, x1, y1))
+    return result, tight
 
 
-def _tighten(masks: np.ndarray, moved: np.ndarray, boxes: np.ndarray) -> None:
-    """Shrink, in place, boxes that were cut to what is seen of their masks."""
-    for row in np.flatnonzero((np.abs(moved - boxes) > 0.01).any(axis=1)):
-        tight = tight_box(masks[row])
-        if tight is not None:
-            boxes[row, :2] = np.maximum(boxes[row, :2], tight[:2])
-            boxes[row, 2:] = np.minimum(boxes[row, 2:], tight[2:])
+def _is_loose(moved: np.ndarray, boxes: np.ndarray, tight: np.ndarray, keep: Keep) -> np.ndarray:
+    """(N,) bool: boxes that were cut, or whose masks lost parts too thin for the new scale."""
+    is_cut = (np.abs(moved - boxes) > 0.01).any(axis=1)
+    if keep.side_px <= 0:
+        return is_cut
+    return is_cut | (np.abs(tight - boxes) > MASK_PX).any(axis=1)
+
+
+def _tighten(boxes: np.ndarray, tight: np.ndarray, rows: np.ndarray) -> None:
+    """Shrink, in place, some boxes to what is seen of their masks."""
+    boxes[rows, :2] = np.maximum(boxes[rows, :2], tight[rows, :2])
+    boxes[rows, 2:] = np.minimum(boxes[rows, 2:], tight[rows, 2:])

@@ -247,7 +247,7 @@ def _fill(
             boxes.append((*low, *high))
             classes.append(int(row[0]))
             drawable = is_polygon and np.isfinite(corners).all()
-            outlines.append([corners.astype(np.float32)] if drawable else None)
+            outlines.append([corners] if drawable else None)
             keypoints.append(_joints(row, joints))
     record.boxes = np.array(boxes, np.float64).reshape(-1, 4)
     record.classes = np.array(classes, np.int64)

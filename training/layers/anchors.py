@@ -16,31 +16,40 @@ def make_anchors(
     sizes: list[tuple[int, int]],
     strides: tuple[int, ...],
     *,
-    base_scale: float,
+    base_scale: float | tuple[float, ...],
     octaves: tuple[float, ...],
     ratios: tuple[float, ...],
+    is_square: bool = False,
+    spread_hw: tuple[int, int] | None = None,
 ) -> Tensor:
     """Anchors of all levels, level by level, row by row, with the shapes innermost.
 
     Args:
         sizes: height and width of each level.
         strides: pixels of the network input per cell, level by level.
-        base_scale: side of a square anchor, in strides.
+        base_scale: side of a square anchor, in strides; one for all levels, or one each.
         octaves: factors on that side.
         ratios: height over width; the area stays.
+        is_square: a ratio r makes a square of r ** 0.5 times the side, as YOLACT was published.
+        spread_hw: cells are spread evenly over an image of this size, pixels, as YOLACT does;
+            None lays them whole strides apart.
 
     Returns:
         (A, 4) float32 as (x1, y1, x2, y2), pixels of the network input; centres lie in the
         middle of the cells; boxes may reach outside the image.
     """
     shapes = torch.tensor(
-        [(o * r**-0.5, o * r**0.5) for o in octaves for r in ratios], dtype=torch.float64
+        [(o * r ** (0.5 if is_square else -0.5), o * r**0.5) for o in octaves for r in ratios],
+        dtype=torch.float64,
     )  # (S, 2) as (w, h)
     levels = []
-    for (height, width), stride in zip(sizes, strides, strict=True):
-        half = shapes * (base_scale * stride / 2)  # (S, 2)
-        ys = (torch.arange(height, dtype=torch.float64) + 0.5) * stride
-        xs = (torch.arange(width, dtype=torch.float64) + 0.5) * stride
+    scales = base_scale if isinstance(base_scale, tuple) else (base_scale,) * len(sizes)
+    for (height, width), stride, scale in zip(sizes, strides, scales, strict=True):
+        half = shapes * (scale * stride / 2)  # (S, 2)
+        step_y = spread_hw[0] / height if spread_hw else stride
+        step_x = spread_hw[1] / width if spread_hw else stride
+        ys = (torch.arange(height, dtype=torch.float64) + 0.5) * step_y
+        xs = (torch.arange(width, dtype=torch.float64) + 0.5) * step_x
         centre_y, centre_x = torch.meshgrid(ys, xs, indexing="ij")
         centres = torch.stack((centre_x, centre_y), -1)[:, :, None]  # (h, w, 1, 2)
         boxes = torch.cat((centres - half, centres + half), -1)  # (h, w, S, 4)

@@ -40,10 +40,24 @@ class FeaturePyramid(nn.Module):
         channels_in: of C3, C4, C5.
         channels: of every output.
         norm: "none", "batch" or "group".
+        upsample: of the coarser level, "nearest" or "bilinear".
+        has_output_relu: P3 to P5 end in a ReLU, before P6 reads P5.
+        has_p7_relu: P7 reads P6 through a ReLU.
     """
 
-    def __init__(self, channels_in: list[int], channels: int, norm: str = "none") -> None:
+    def __init__(
+        self,
+        channels_in: list[int],
+        channels: int,
+        norm: str = "none",
+        *,
+        upsample: str = "nearest",
+        has_output_relu: bool = False,
+        has_p7_relu: bool = True,
+    ) -> None:
         super().__init__()
+        self.upsample = upsample
+        self.has_output_relu, self.has_p7_relu = has_output_relu, has_p7_relu
         self.laterals = nn.ModuleList(conv_norm(c, channels, 1, norm=norm) for c in channels_in)
         self.outputs = nn.ModuleList(
             conv_norm(channels, channels, 3, norm=norm) for _ in channels_in
@@ -56,9 +70,11 @@ class FeaturePyramid(nn.Module):
         laterals = [layer(f) for layer, f in zip(self.laterals, features, strict=True)]
         merged = [laterals[-1]]
         for lateral in reversed(laterals[:-1]):
-            up = functional.interpolate(merged[0], size=lateral.shape[-2:], mode="nearest")
+            up = functional.interpolate(merged[0], size=lateral.shape[-2:], mode=self.upsample)
             merged.insert(0, lateral + up)
         pyramid = [layer(m) for layer, m in zip(self.outputs, merged, strict=True)]
+        if self.has_output_relu:
+            pyramid = [functional.relu(p) for p in pyramid]
         p6 = self.p6(pyramid[-1])
-        p7 = self.p7(functional.relu(p6))
+        p7 = self.p7(functional.relu(p6) if self.has_p7_relu else p6)
         return [*pyramid, p6, p7]

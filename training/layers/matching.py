@@ -97,6 +97,36 @@ def match_by_atss(
     return torch.where(best >= 0, match, NEGATIVE)
 
 
+def match_objects(
+    anchors: Tensor,
+    boxes_xyxy: Tensor,
+    classes: Tensor,
+    is_crowd: Tensor,
+    level_counts: list[int],
+    method: str,
+) -> tuple[Tensor, Tensor]:
+    """Match the objects of one image, with its padding and its crowds.
+
+    Args:
+        anchors: (A, 4) xyxy pixels.
+        boxes_xyxy: (N, 4) xyxy pixels.
+        classes: (N,) int64; -1 is padding. is_crowd: (N,) bool.
+        level_counts: anchors of each level.
+        method: "iou" or "atss".
+
+    Returns:
+        (A,) int64, an index into the objects used, NEGATIVE or IGNORED; and those objects,
+        (M,) int64 rows of the N: neither padding nor crowd.
+    """
+    is_real = classes >= 0
+    used = (is_real & ~is_crowd).nonzero()[:, 0]
+    if method == "atss":
+        match = match_by_atss(anchors, boxes_xyxy[used], level_counts)
+    else:
+        match = match_by_iou(anchors, boxes_xyxy[used])
+    return ignore_crowds(match, anchors, boxes_xyxy[is_real & is_crowd]), used
+
+
 def ignore_crowds(match: Tensor, anchors: Tensor, crowds_xyxy: Tensor) -> Tensor:
     """Mark negatives that lie mostly inside a crowd region (M, 4) as IGNORED."""
     if len(crowds_xyxy) == 0:

@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file whose header holds the spec and the history as JSON.
 
 Two kinds share the format: a release (weights and what they scored) and a run's state (weights,
-average, optimiser, step), from which `--resume` continues.
+average, optimiser, step), from which `--resume` continues. Published checkpoints of other projects
+(`training.published`) load as releases do.
 """
 
 from __future__ import annotations
@@ -17,12 +18,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.errors import CheckpointError
+from training.errors import CheckpointError, TrainingError
 from training.models import build_model, model_class
 from training.models.base import Model, Spec
+from training.published import (
+    MODEL,
+    import_published,
+    is_published,
+    read_published,
+    size_in_name,
+)
 
 FORMAT = 1
 HEADER_KEY = "kestrel"
+TORCH_SUFFIXES = (".pth", ".pt")
+PUBLISHED_LICENCE = "its authors' terms (YOLACT's code is under the MIT licence)"
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "weights"
 
 
@@ -51,7 +61,13 @@ def save_release(
     for key, value in model.state_dict().items():
         is_matrix = value.is_floating_point() and value.ndim >= 2
         tensors[key] = (value.half() if is_matrix else value).contiguous().cpu().clone()
-    header = {
+    write_tensors(path, tensors, _release_header(name, model, training, scores))
+
+
+def _release_header(
+    name: str, model: Model, training: dict[str, Any], scores: dict[str, float]
+) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "model": name,
         "task": model.task,
@@ -59,7 +75,6 @@ def save_release(
         "training": training,
         "scores": scores,
     }
-    write_tensors(path, tensors, header)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -128,26 +143,26 @@ def load_release(path: Path, name: str | None = None) -> tuple[Model, dict[str, 
     """A model with the weights and the spec of a checkpoint.
 
     Args:
-        path: written by `save_release`.
+        path: written by `save_release`, or a published checkpoint.
         name: the model it is expected to be; None takes what the file says.
 
     Returns:
-        The model in eval mode, float32, and the file's header.
+        The model in eval mode, float32, and the file's header, or one like it.
 
     Raises:
         CheckpointError: missing, damaged, of another model, or tensors that do not fit.
     """
+    if _is_published_file(path):
+        model, header = _load_published_file(path)
+        _check_name(path, header["model"], name)
+        return model, header
     header = read_header(path)
     if "spec" not in header or "state" in header:
         raise CheckpointError(
             f"{path} holds the state of a training run; expected a release such as "
             "best.safetensors beside it."
         )
-    if name is not None and header["model"] != name:
-        raise CheckpointError(
-            f"{path} is a checkpoint of model {header['model']!r}; expected {name!r}. "
-            f"Use --model {header['model']}, or another checkpoint."
-        )
+    _check_name(path, header["model"], name)
     spec_type: type[Spec] = model_class(header["model"]).spec_type
     model = build_model(header["model"], spec_type.from_json(json.dumps(header["spec"])))
     tensors = read_tensors(path)
@@ -164,6 +179,46 @@ def load_release(path: Path, name: str | None = None) -> tuple[Model, dict[str, 
         )
     model.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
     return model.eval(), header
+
+
+def _check_name(path: Path, found: str, expected: str | None) -> None:
+    if expected is not None and found != expected:
+        raise CheckpointError(
+            f"{path} is a checkpoint of model {found!r}; expected {expected!r}. "
+            f"Use --model {found}, or another checkpoint."
+        )
+
+
+def _is_published_file(path: Path) -> bool:
+    """Whether a file is to be read by other projects' names, whole or not."""
+    if path.suffix in TORCH_SUFFIXES:
+        return True
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return HEADER_KEY not in (stream.metadata() or {}) and is_published(stream.keys())
+    except (SafetensorError, OSError):
+        return False  # `read_header` says why
+
+
+def _load_published_file(path: Path) -> tuple[Model, dict[str, Any]]:
+    is_pickled = path.suffix in TORCH_SUFFIXES
+    tensors = read_published(path) if is_pickled else read_tensors(path)
+    try:
+        model = import_published(tensors, size=size_in_name(path))
+    except TrainingError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return model, _release_header(MODEL, model, describe_origin(path), {})
+
+
+def describe_origin(path: Path) -> dict[str, Any]:
+    """What a header says of weights that came from a published checkpoint."""
+    return {
+        "source": "published",
+        "file": path.name,
+        "sha256": file_sha256(path),
+        "data": "COCO",
+        "licence": PUBLISHED_LICENCE,
+    }
 
 
 def load_matching(model: Model, path: Path) -> list[str]:

@@ -5,6 +5,8 @@ That is what lets `--resume` continue where a killed run stood, and several rank
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import signal
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -41,7 +43,8 @@ class StreamedOrder:
     """Which frame of a rendered source has number n: new ones at an even pace, each used again.
 
     Every `uses`-th sample is new; the others are drawn from the last WINDOW frames, which stay in
-    memory. So the renderer works at 1 / uses of the trainer's pace, and frames keep coming.
+    memory, their masks as bits. So the renderer works at 1 / uses of the trainer's pace, and
+    frames keep coming.
     """
 
     WINDOW = 384  # frames, about 1 MB each
@@ -49,6 +52,7 @@ class StreamedOrder:
     def __init__(self, source: Source, seed: int, uses: int) -> None:
         self.source, self.seed, self.uses = source, seed, uses
         self._kept: OrderedDict[int, Sample] = OrderedDict()
+        self._masks: dict[int, tuple[np.ndarray, tuple[int, ...]]] = {}  # bits and shape
 
     def load(self, number: int) -> Sample:
         """The frame of number n, before augmentation."""
@@ -58,10 +62,22 @@ class StreamedOrder:
             frame -= int(rng.integers(min(self.WINDOW, frame + 1)))
         index = frame % len(self.source)
         if index not in self._kept:
-            self._kept[index] = self.source[index]
-            if len(self._kept) > self.WINDOW:
-                self._kept.popitem(last=False)
-        return self._kept[index]
+            self._keep(index, self.source[index])
+        sample = self._kept[index]
+        if index not in self._masks:
+            return sample
+        bits, shape = self._masks[index]
+        masks = np.unpackbits(bits, count=math.prod(shape)).reshape(shape)
+        return dataclasses.replace(sample, masks=masks)
+
+    def _keep(self, index: int, sample: Sample) -> None:
+        if sample.masks is not None:
+            self._masks[index] = np.packbits(sample.masks), sample.masks.shape
+            sample = dataclasses.replace(sample, masks=None)
+        self._kept[index] = sample
+        if len(self._kept) > self.WINDOW:
+            oldest, _ = self._kept.popitem(last=False)
+            self._masks.pop(oldest, None)
 
 
 class NumberedSamples(Dataset[Sample]):

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -35,9 +37,10 @@ from training.loop.checkpoint import (
 from training.loop.feed import NumberedBatches, NumberedSamples, make_feed
 from training.loop.schedule import lr_factor
 from training.models.base import Model, Recipe, Targets
+from training.quantisation.simulation import SimulatedInt8, calibrate, freeze_batch_statistics
 from training.tasks import task_module
 
-MAIN_SCORE = "AP"
+CALIBRATION_BATCHES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class RunOptions:
         workers: processes that load data.
         save_every: steps between saves of the run's state.
         uses: of each sample of a rendered source (see `StreamedOrder`); None goes by epochs.
+        is_quantise_aware: train and validate with simulated int8, batch statistics frozen; the
+            weights are kept in float as ever.
     """
 
     name: str
@@ -59,6 +64,7 @@ class RunOptions:
     workers: int = 1
     save_every: int = 500
     uses: int | None = None
+    is_quantise_aware: bool = False
 
 
 class Trainer:
@@ -94,6 +100,7 @@ class Trainer:
         self.step = 0
         self.best: float | None = None
         self.wait_s = 0.0  # time spent waiting for data
+        self.ranges: dict[str, float] | None = None  # of int8 activations, where they are simulated
         self._is_stopping = False
 
     @property
@@ -140,6 +147,9 @@ class Trainer:
             mininterval=1.0,
         )
         with bar:  # closed before an error is told
+            if self.options.is_quantise_aware and self.ranges is None:
+                self.ranges = calibrate(self.average.model, self._calibration_batches())
+                self._validate(writer)  # what the weights score that the run begins with
             self._take_steps(bar, writer, history)
             self._save_state(history)
 
@@ -147,6 +157,8 @@ class Trainer:
         recipe = self.recipe
         feed = iter(self._feed())
         self.model.train()
+        if self.options.is_quantise_aware or recipe.batch < recipe.freeze_batch_norm:
+            freeze_batch_statistics(self.model)
         while self.step < recipe.steps and not self._is_stopping:
             begin = time.perf_counter()
             try:
@@ -177,6 +189,21 @@ class Trainer:
     def _feed(self) -> Any:
         recipe = self.recipe
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        batches = NumberedBatches(self.step, recipe.steps, recipe.batch, rank, world)
+        samples, task = self._samples(), self.plain_model.task
+        return make_feed(samples, batches, task=task, workers=self.options.workers)
+
+    def _calibration_batches(self) -> Iterator[Tensor]:
+        batches = NumberedBatches(0, CALIBRATION_BATCHES, self.recipe.batch, 0, 1)
+        feed = make_feed(self._samples(), batches, task=self.plain_model.task, workers=0)
+        for images, _ in feed:
+            yield self.plain_model.prepare(images.to(self.accelerator.device))
+
+    def _simulated(self, model: Model) -> AbstractContextManager[Any]:
+        return nullcontext() if self.ranges is None else SimulatedInt8(model, self.ranges)
+
+    def _samples(self) -> NumberedSamples:
+        recipe, world = self.recipe, self.accelerator.num_processes
         mosaic_end = int(recipe.steps * (1 - recipe.mosaic_off)) * recipe.batch * world
         augment = Augment(
             flip=recipe.flip,
@@ -185,7 +212,7 @@ class Trainer:
             hsv=recipe.hsv,
             mosaic=recipe.mosaic,
         )
-        samples = NumberedSamples(
+        return NumberedSamples(
             self.train_source,
             self.plain_model.spec.size_hw,
             augment,
@@ -193,8 +220,6 @@ class Trainer:
             seed=self.options.seed,
             uses=self.options.uses,
         )
-        batches = NumberedBatches(self.step, recipe.steps, recipe.batch, rank, world)
-        return make_feed(samples, batches, task=self.plain_model.task, workers=self.options.workers)
 
     def _train_step(self, images: Tensor, targets: Targets) -> tuple[dict[str, float], float]:
         recipe = self.recipe
@@ -205,7 +230,7 @@ class Trainer:
             group["lr"] = recipe.lr * factor
         device = self.accelerator.device
         prepared = self.plain_model.prepare(images.to(device))
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self._simulated(self.plain_model):
             raw = self.model(prepared.contiguous(memory_format=torch.channels_last))
         losses = self.plain_model.loss(raw, targets.to(device))
         total = torch.stack(list(losses.values())).sum()
@@ -230,13 +255,15 @@ class Trainer:
             return
         count = min(self.recipe.validate_images, len(self.val_source))
         samples = itertools.islice(each_once(self.val_source), count)
-        scores = self.task.evaluate(model, samples, self.val_source.category_ids)
+        with self._simulated(model):
+            scores = self.task.evaluate(model, samples, self.val_source.category_ids)
         for key, value in scores.items():
             writer.add_scalar(f"val/{key}", value, self.step)
         shown = ", ".join(f"{k} {scores[k]:.3f}" for k in list(scores)[:4])
         tqdm.write(f"step {self.step}: {shown} on {count} validation images")
-        if self.best is None or not scores[MAIN_SCORE] < self.best:  # NaN counts as better
-            self.best = scores[MAIN_SCORE]
+        score = scores[self.task.MAIN_SCORE]
+        if self.best is None or not score < self.best:  # NaN counts as better
+            self.best = score
             self._save_best(model, scores)
 
     def _save_best(self, model: Model, scores: dict[str, float]) -> None:
@@ -258,6 +285,7 @@ class Trainer:
             "steps": self.recipe.steps,
             "seed": self.options.seed,
             "batch": self.recipe.batch,
+            "ranges": self.ranges,
         }
         spec = json.loads(self.plain_model.spec.to_json())
         header = {"format": FORMAT, "model": self.options.name, "spec": spec, "state": state}
@@ -284,6 +312,12 @@ class Trainer:
                 f"{self.last_path} is a run of {began[0]} steps with seed {began[1]} and batch "
                 f"{began[2]}; expected {self.recipe.steps}, {self.options.seed} and "
                 f"{self.recipe.batch}. Repeat its options."
+            )
+        self.ranges = state.get("ranges")
+        if (self.ranges is not None) != self.options.is_quantise_aware:
+            raise CheckpointError(
+                f"{self.last_path} is a run {'without' if self.ranges is None else 'with'} "
+                "--quantise-aware; expected the same again. Repeat its options."
             )
         tensors = read_tensors(self.last_path)
         self.plain_model.load_state_dict(_under(tensors, "model."))

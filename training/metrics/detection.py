@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from training.data.outlines import compress_rle, encode_rle
 from training.data.records import each_once
 from training.data.sample import Sample, Source
 
@@ -31,6 +32,8 @@ class MetricError(ValueError):
 
 class GroundTruth:
     """Collects samples into COCO's format one by one, so that a loop reads each image once.
+
+    Masks are kept as compressed run lengths, about 100 bytes each.
 
     Args:
         classes: K names.
@@ -67,20 +70,20 @@ class GroundTruth:
         }
         corners = sample.boxes_xyxy.astype(np.float64)
         sides = corners[:, 2:] - corners[:, :2]
-        areas = sides.prod(axis=1)
-        if sample.masks is not None:
-            areas = sample.masks.sum(axis=(1, 2), dtype=np.int64)
         for row in range(len(corners)):
-            self._annotations.append(
-                {
-                    "id": len(self._annotations) + 1,
-                    "image_id": sample.image_id,
-                    "category_id": self.category_ids[sample.classes[row]],
-                    "bbox": [*corners[row, :2].tolist(), *sides[row].tolist()],
-                    "area": float(areas[row]),
-                    "iscrowd": int(sample.is_crowd[row]),
-                }
-            )
+            annotation = {
+                "id": len(self._annotations) + 1,
+                "image_id": sample.image_id,
+                "category_id": self.category_ids[sample.classes[row]],
+                "bbox": [*corners[row, :2].tolist(), *sides[row].tolist()],
+                "area": float(sides[row].prod()),
+                "iscrowd": int(sample.is_crowd[row]),
+            }
+            if sample.masks is not None:
+                runs = encode_rle(sample.masks[row])
+                annotation["area"] = float(sum(runs["counts"][1::2]))
+                annotation["segmentation"] = compress_rle(runs)
+            self._annotations.append(annotation)
 
     def as_coco(self) -> dict:
         """The collection as a COCO data set."""
@@ -108,8 +111,8 @@ def coco_ground_truth(
         category_ids: K ids; from the source, else 1..K.
 
     Returns:
-        ``images``, ``annotations`` and ``categories``. ``area`` is the mask's where a sample has
-        masks, else the box's, in square pixels.
+        ``images``, ``annotations`` and ``categories``. Where a sample has masks, annotations have a
+        ``segmentation`` and ``area`` is the mask's, else it is the box's, in square pixels.
     """
     if classes is None:
         classes = getattr(samples, "classes", None)
@@ -129,6 +132,8 @@ def detections_to_coco(
     scores: np.ndarray,
     classes: np.ndarray,
     category_ids: Sequence[int],
+    *,
+    masks: np.ndarray | None = None,
 ) -> list[dict]:
     """Write the detections of one image as COCO results.
 
@@ -139,23 +144,28 @@ def detections_to_coco(
         classes: (M,), 0..K-1; rows of class -1 are padding and left out, and so are rows with a
             number that is not finite.
         category_ids: K ids.
+        masks: (M, H, W) uint8, 0 or 1, H and W of the ground truth's image; None: boxes alone.
 
     Returns:
-        At most M entries with image_id, category_id, bbox (x, y, width, height) and score.
+        At most M entries with image_id, category_id, bbox (x, y, width, height) and score, and
+        with masks ``segmentation``, compressed run lengths.
     """
     boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
     scores = np.asarray(scores, np.float64).reshape(-1)
     labels = np.asarray(classes).astype(np.int64).reshape(-1)
     is_real = np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & (labels >= 0)
-    return [
-        {
+    results = []
+    for row in np.flatnonzero(is_real):
+        result = {
             "image_id": int(image_id),
             "category_id": int(category_ids[labels[row]]),
             "bbox": [*boxes[row, :2].tolist(), *(boxes[row, 2:] - boxes[row, :2]).tolist()],
             "score": float(scores[row]),
         }
-        for row in np.flatnonzero(is_real)
-    ]
+        if masks is not None:
+            result["segmentation"] = compress_rle(encode_rle(masks[row]))
+        results.append(result)
+    return results
 
 
 def score_boxes(ground_truth: dict, results: list[dict]) -> dict[str, float]:
@@ -170,13 +180,27 @@ def score_boxes(ground_truth: dict, results: list[dict]) -> dict[str, float]:
         AP, AP50, AP75, AP_small (below 32x32 px), AP_medium, AP_large (above 96x96 px), AR100, and
         ``AP/<class>`` of every class, 0..1. NaN where the ground truth has no such object.
     """
+    check_results(ground_truth, results)
+    numbers = np.array([[*result["bbox"], result["score"]] for result in results], np.float64)
+    is_finite = np.isfinite(numbers.reshape(-1, 5)).all(axis=1)
+    if not is_finite.all():
+        first = results[int(np.argmin(is_finite))]
+        raise MetricError(
+            f"a result of image {first['image_id']} holds {first['bbox']} with score "
+            f"{first['score']}; expected finite numbers. Use detections_to_coco, which drops "
+            "such rows."
+        )
+    return average_precision(ground_truth, results, "bbox")
+
+
+def average_precision(ground_truth: dict, results: list[dict], iou_type: str) -> dict[str, float]:
+    """Run COCO's evaluation on checked results; see ``score_boxes``. ``iou_type``: bbox or segm."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    _check_results(ground_truth, results)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(_copied(ground_truth))
         found = truth.loadRes([dict(result) for result in results])
-        evaluation = COCOeval_faster(truth, found, iouType="bbox", print_function=logger.debug)
+        evaluation = COCOeval_faster(truth, found, iouType=iou_type, print_function=logger.debug)
         evaluation.run()
     scores = {name: _or_nan(evaluation.stats[place]) for name, place in _STATS.items()}
     precision = evaluation.eval["precision"]  # (IoU, recall, class, size, detections)
@@ -204,22 +228,24 @@ def _copied(ground_truth: dict) -> dict:
     }
 
 
-def _check_results(ground_truth: dict, results: list[dict]) -> None:
+def check_results(
+    ground_truth: dict, results: list[dict], keys: Sequence[str] = ("bbox", "score")
+) -> None:
+    """Refuse results that lack a key or are of images that the ground truth does not have."""
     known = {image["id"] for image in ground_truth["images"]}
     if not known:
         raise MetricError("the ground truth has no images; expected at least one.")
+    needed = ("image_id", "category_id", *keys)
+    for place, result in enumerate(results):
+        missing = [key for key in needed if key not in result]
+        if missing:
+            raise MetricError(
+                f"result {place} has no {missing[0]!r}; expected COCO results with "
+                f"{', '.join(needed)}. Write them anew."
+            )
     unknown = sorted({result["image_id"] for result in results} - known)
     if unknown:
         raise MetricError(
             f"results for image ids {unknown[:3]}{'...' if len(unknown) > 3 else ''} that the "
             f"ground truth ({len(known)} images) does not have; expected its own ids."
-        )
-    numbers = np.array([[*result["bbox"], result["score"]] for result in results], np.float64)
-    is_finite = np.isfinite(numbers.reshape(-1, 5)).all(axis=1)
-    if not is_finite.all():
-        first = results[int(np.argmin(is_finite))]
-        raise MetricError(
-            f"a result of image {first['image_id']} holds {first['bbox']} with score "
-            f"{first['score']}; expected finite numbers. Use detections_to_coco, which drops "
-            "such rows."
         )

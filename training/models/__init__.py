@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REGISTRY: dict[str, str] = {
     "retinanet": "training.models.detection.retinanet:RetinaNet",
+    "yolact": "training.models.instance.yolact:Yolact",
 }
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
@@ -35,8 +36,10 @@ class Spec:
         classes: names by index; category_ids: the data set's own ids.
         backbone: any timm name; backbone_args: keyword arguments for timm.create_model.
         mean, std: RGB, on the 0..255 scale.
+        resize: how frames become the network input: "letterbox", or "stretch" without its aspect.
         max_detections: M, rows of the result; num_candidates: T, rows that enter suppression.
         score_threshold, iou_threshold: defaults of the exported graph's inputs.
+        nms: "greedy", or "fast" for YOLACT's Fast NMS (`export/graph/nms.py` defines both).
     """
 
     variant: str = "small"
@@ -47,10 +50,12 @@ class Spec:
     backbone_args: tuple[tuple[str, Any], ...] = ()
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    resize: str = "letterbox"
     max_detections: int = 100
     num_candidates: int = 300
     score_threshold: float = 0.3
     iou_threshold: float = 0.5
+    nms: str = "greedy"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -88,6 +93,8 @@ class Recipe:
         validate_every: steps between validations; validate_images: images each.
         flip, scale, hsv, mosaic: as in training.data.augment.Augment.
         mosaic_off: fraction of the steps, at the end, that train without mosaic.
+        freeze_batch_norm: batches of fewer images normalise by the statistics that the network
+            began with.
     """
 
     steps: int = 9000
@@ -106,6 +113,7 @@ class Recipe:
     hsv: tuple[float, float, float] = (0.01, 0.3, 0.25)
     mosaic: float = 0.0
     mosaic_off: float = 0.2
+    freeze_batch_norm: int = 0
     is_backbone_pretrained: bool = False
 
 
@@ -117,17 +125,21 @@ class Targets:
         boxes_xyxy: (B, N, 4) float32, pixels of the network input.
         classes: (B, N) int64, 0..K-1; -1 is padding.
         is_crowd: (B, N) bool; anchors mostly inside a crowd are not trained on.
+        masks: (B, N, H, W) uint8, 0 or 1, at network size; None for tasks without masks.
     """
 
     boxes_xyxy: Tensor
     classes: Tensor
     is_crowd: Tensor
+    masks: Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
+        masks = self.masks
         return Targets(
             self.boxes_xyxy.to(device, non_blocking=True),
             self.classes.to(device, non_blocking=True),
             self.is_crowd.to(device, non_blocking=True),
+            None if masks is None else masks.to(device, non_blocking=True),
         )
 
 
@@ -135,15 +147,23 @@ class Candidates(NamedTuple):
     """The common form in which box tasks end.
 
     Attributes:
-        logits: (B, A, K) float32, before the sigmoid.
+        logits: (B, A, K) float32, before the activation.
         decode: indices (B, T) int64 into A -> boxes_xyxy (B, T, 4) float32, pixels of the
-            network input, clipped to it. Only selected rows are ever decoded.
-        extras: name -> (B, A, ...) rows gathered by the same indices.
+            network input, clipped to it as the spec has it. Only selected rows are ever decoded.
+        extras: name -> (B, A, ...) rows gathered by the same indices: "coefficients" (B, A, P).
+        activation: what turns logits into scores: "sigmoid", or "none" where they are scores.
+        maps: name -> (B, ...) what belongs to the image as a whole: "prototypes" (B, P, h, w).
+        rescore: soft masks (B, M, h, w) float32, 0..1, and classes (B, M) int64 of the kept rows,
+            -1 of padding -> (B, M) float32, 0..1, by which a row's score is multiplied to tell how
+            good its mask is; None where the score is all that is known.
     """
 
     logits: Tensor
     decode: Callable[[Tensor], Tensor]
     extras: dict[str, Tensor]
+    activation: str = "sigmoid"
+    maps: Mapping[str, Tensor] = MappingProxyType({})
+    rescore: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class Model(nn.Module):
@@ -164,6 +184,11 @@ class Model(nn.Module):
         std = torch.tensor(spec.std, dtype=torch.float32).reshape(1, 3, 1, 1)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
+
+    @property
+    def optional_outputs(self) -> tuple[str, ...]:
+        """The task's optional outputs that this model gives (`runtime.contract.outputs`)."""
+        return ()
 
     def prepare(self, images: Tensor) -> Tensor:
         """Raw frames to the network's input.

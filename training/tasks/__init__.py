@@ -1,11 +1,14 @@
-"""Tasks: each a module of the task's name that collates, evaluates and names its metric."""
+"""Tasks: each a module of the task's name that collates, evaluates and names its labels."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
 
-TASKS: dict[str, str] = {"detection": "training.tasks.detection"}
+TASKS: dict[str, str] = {
+    "detection": "training.tasks.detection",
+    "instance": "training.tasks.instance",
+}
 
 
 def task_module(task: str) -> ModuleType:

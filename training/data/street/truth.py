@@ -74,8 +74,10 @@ def find_objects(painting: Painting) -> list[Found]:
 def masks_of(painting: Painting, found: list[Found]) -> np.ndarray:
     """(N, H, W) uint8 0/1: what one sees of each object."""
     masks = np.zeros((len(found), *painting.ids.shape), np.uint8)
-    for row, item in enumerate(found):
-        masks[row] = painting.ids == item.painted.value
+    for mask, item in zip(masks, found, strict=True):
+        x1, y1, x2, y2 = item.box_xyxy
+        place = slice(y1, y2), slice(x1, x2)
+        np.equal(painting.ids[place], item.painted.value, out=mask[place], casting="unsafe")
     return masks
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from training.data.outlines import encode_rle
 from training.data.sample import DataError
 from training.data.street.dataset import Street
 from training.data.street.frame import StreetFrame, check_size, render_frame
@@ -25,16 +26,6 @@ from training.data.street.vocabulary import (
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 IMAGE_FORMATS = ("jpg", "png")
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run lengths of a mask (H, W): zeros first, down the columns."""
-    flat = np.concatenate([[0], mask.T.ravel() != 0, [0]]).astype(np.int8)
-    edges = np.flatnonzero(np.diff(flat))
-    counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
-    if len(edges) and edges[-1] == mask.size:  # ends inside the mask: no zeros follow
-        counts = counts[:-1]
-    return counts.tolist()
 
 
 def write_coco(
@@ -114,7 +105,7 @@ def _annotations(frame: StreetFrame, image_id: int, first_id: int) -> list[dict[
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": int(mask.sum()),
             "iscrowd": int(frame.is_crowd[row]),
-            "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
+            "segmentation": encode_rle(mask),
             "track_id": int(frame.track_ids[row]),
         }
         if kind == PERSON:

@@ -11,22 +11,15 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from training.errors import TrainingError
 from training.layers.anchors import make_anchors
+from training.layers.backbone import make_backbone
 from training.layers.box_coding import clip_boxes, decode_boxes, encode_boxes
-from training.layers.fpn import FeaturePyramid, make_norm
-from training.layers.matching import (
-    IGNORED,
-    NEGATIVE,
-    ignore_crowds,
-    match_by_atss,
-    match_by_iou,
-)
+from training.layers.fpn import FeaturePyramid
+from training.layers.matching import IGNORED, NEGATIVE, match_objects
+from training.layers.towers import Tower, to_rows
 from training.losses.boxes import giou_loss, smooth_l1_loss
 from training.losses.focal import focal_loss, quality_focal_loss
 from training.models.base import Candidates, Losses, Model, Recipe, Spec, Targets, Variant
@@ -78,39 +71,6 @@ class RetinaNetRaw(NamedTuple):
     size_hw: tuple[int, int]
 
 
-class Tower(nn.Module):
-    """Convolutions shared by all levels, and a last one that predicts.
-
-    With norm "batch" each level keeps statistics of its own: their distributions differ.
-    """
-
-    def __init__(self, channels: int, num_convs: int, channels_out: int, norm: str) -> None:
-        super().__init__()
-        has_bias = norm == "none"
-        self.convs = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=has_bias) for _ in range(num_convs)
-        )
-        copies = len(STRIDES) if norm == "batch" else 1
-        self.norms = nn.ModuleList(
-            nn.ModuleList(
-                nn.Identity() if norm == "none" else make_norm(norm, channels)
-                for _ in range(copies)
-            )
-            for _ in range(num_convs)
-        )
-        self.predict = nn.Conv2d(channels, channels_out, 3, padding=1)
-        for conv in (*self.convs, self.predict):
-            nn.init.normal_(conv.weight, std=0.01 if norm == "none" else 0.03)
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
-
-    def forward(self, feature: Tensor, level: int) -> Tensor:
-        """(B, C, h, w) to (B, channels_out, h, w)."""
-        for conv, norms in zip(self.convs, self.norms, strict=True):
-            feature = functional.relu(norms[level % len(norms)](conv(feature)))
-        return self.predict(feature)
-
-
 class RetinaNet(Model):
     """See the module's docstring."""
 
@@ -120,30 +80,10 @@ class RetinaNet(Model):
     def __init__(self, spec: RetinaNetSpec, *, is_backbone_pretrained: bool = False) -> None:
         super().__init__(spec)
         self.spec: RetinaNetSpec = spec
-        try:
-            self.backbone = timm.create_model(
-                spec.backbone,
-                features_only=True,
-                out_indices=(-3, -2, -1),
-                pretrained=is_backbone_pretrained,
-                **dict(spec.backbone_args),
-            )
-        except OSError as error:
-            raise TrainingError(
-                f"the pretrained weights of {spec.backbone!r} cannot be fetched ({error}). "
-                "Connect to the network, or train with --init scratch."
-            ) from None
-        except (RuntimeError, TypeError) as error:
-            raise TrainingError(
-                f"timm cannot make the backbone {spec.backbone!r} ({error}); expected a name that "
-                "timm.list_models() shows and that gives feature maps."
-            ) from None
+        self.backbone = make_backbone(
+            spec.backbone, spec.backbone_args, is_pretrained=is_backbone_pretrained
+        )
         info = self.backbone.feature_info
-        if tuple(info.reduction()) != STRIDES[:3]:
-            raise TrainingError(
-                f"backbone {spec.backbone!r} gives strides {tuple(info.reduction())}; expected "
-                f"{STRIDES[:3]}. Choose a convolutional backbone with five stages."
-            )
         self.pyramid = FeaturePyramid(info.channels(), spec.fpn_channels, spec.norm)
         self.num_shapes = len(spec.octaves) * len(spec.ratios)
         tower = (spec.fpn_channels, spec.head_convs)
@@ -155,10 +95,8 @@ class RetinaNet(Model):
     def forward(self, images: Tensor) -> RetinaNetRaw:
         """Run the network on (B, 3, H, W) float32, normalised."""
         pyramid = self.pyramid(self.backbone(images))
-        logits = [
-            self._rows(self.scores(p, i), len(self.spec.classes)) for i, p in enumerate(pyramid)
-        ]
-        deltas = [self._rows(self.boxes(p, i), 4) for i, p in enumerate(pyramid)]
+        logits = [to_rows(self.scores(p, i), len(self.spec.classes)) for i, p in enumerate(pyramid)]
+        deltas = [to_rows(self.boxes(p, i), 4) for i, p in enumerate(pyramid)]
         sizes = [(p.shape[-2], p.shape[-1]) for p in pyramid]
         return RetinaNetRaw(
             torch.cat(logits, 1).float(),
@@ -167,10 +105,6 @@ class RetinaNet(Model):
             [h * w * self.num_shapes for h, w in sizes],
             (images.shape[-2], images.shape[-1]),
         )
-
-    def _rows(self, feature: Tensor, width: int) -> Tensor:
-        """(B, S * width, h, w) to (B, h * w * S, width)."""
-        return feature.permute(0, 2, 3, 1).reshape(feature.shape[0], -1, width)
 
     def _anchors_of(self, sizes: list[tuple[int, int]]) -> Tensor:
         key = tuple((int(h), int(w)) for h, w in sizes)
@@ -208,16 +142,15 @@ class RetinaNet(Model):
     def _match(
         self, raw: RetinaNetRaw, targets: Targets, image: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        is_real = targets.classes[image] >= 0
-        is_crowd = targets.is_crowd[image] & is_real
-        used = is_real & ~is_crowd
-        boxes = targets.boxes_xyxy[image][used]
-        if self.spec.matching == "atss":
-            match = match_by_atss(raw.anchors, boxes, raw.level_counts)
-        else:
-            match = match_by_iou(raw.anchors, boxes)
-        match = ignore_crowds(match, raw.anchors, targets.boxes_xyxy[image][is_crowd])
-        return match, boxes, targets.classes[image][used]
+        match, used = match_objects(
+            raw.anchors,
+            targets.boxes_xyxy[image],
+            targets.classes[image],
+            targets.is_crowd[image],
+            raw.level_counts,
+            self.spec.matching,
+        )
+        return match, targets.boxes_xyxy[image][used], targets.classes[image][used]
 
     def _box_loss(
         self, deltas: Tensor, anchors: Tensor, match: Tensor, boxes: Tensor

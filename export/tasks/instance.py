@@ -1,0 +1,52 @@
+"""Instance segmentation on the way out: detection's graph, and a mask for each row it keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.graph.masks import make_masks
+from export.tasks import detection
+from training.metrics.detection import score_boxes
+from training.metrics.instance import score_masks
+from training.models.base import Model
+
+
+class EndToEnd(detection.EndToEnd):
+    """Raw frame and thresholds to padded detections with masks; built as detection's."""
+
+    def forward(
+        self, image: Tensor, score_threshold: Tensor, iou_threshold: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Run the whole road.
+
+        Args:
+            image: (B, H, W, 3) uint8 BGR, network size.
+            score_threshold: (B, K) float32. iou_threshold: (B,) float32.
+
+        Returns:
+            detection's four outputs, and masks (B, M, h, w) uint8, 0..255, at prototype size.
+        """
+        found = self.model.candidates(self.model(self.input(image)))
+        *rows, anchors = self.find_boxes(found, score_threshold, iou_threshold)
+        boxes_xyxy, classes = rows[1], rows[3]
+        table = found.extras["coefficients"]  # (B, A, P)
+        kept = table.gather(1, anchors[:, :, None].expand(-1, -1, table.shape[2]))  # (B, M, P)
+        prototypes = found.maps["prototypes"]
+        masks = make_masks(kept, prototypes, boxes_xyxy, classes >= 0, self.spec.size_hw)
+        return (*rows, masks)
+
+
+def describe_outputs(model: Model) -> dict[str, Any]:
+    """Fields of the manifest that say the sizes of this task's outputs."""
+    height, width = model.spec.size_hw
+    with torch.no_grad():
+        found = model.candidates(model(torch.zeros(1, 3, height, width)))
+    return {"mask_hw": tuple(found.maps["prototypes"].shape[-2:])}
+
+
+def score(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    """Scores by name, 0..1, of COCO results in pixels of the source frames."""
+    return score_masks(ground_truth, results) | score_boxes(ground_truth, results)

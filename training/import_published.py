@@ -1,0 +1,50 @@
+"""Import a published checkpoint: `python training/import_published.py FILE.pth --out FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: import from the repository root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from training.errors import TrainingError, run_script
+
+MIN_SIZE, MAX_SIZE = 64, 4096
+
+
+def main() -> int:
+    """Write the checkpoint in this project's format; exit status 0."""
+    parser = argparse.ArgumentParser(
+        description="Turn a checkpoint of YOLACT or YolactEdge (image models) into one of ours."
+    )
+    parser.add_argument("file", type=Path, help="as downloaded: yolact_resnet50_54_800000.pth ...")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--size", type=int, help="side of its input; default: by the file's name")
+    parser.add_argument("--classes", help="names in order, with commas; default: COCO's 80")
+    args = parser.parse_args()
+    if args.size is not None and not MIN_SIZE <= args.size <= MAX_SIZE:
+        raise TrainingError(
+            f"--size {args.size} is no side of an input; expected {MIN_SIZE} to {MAX_SIZE}, such "
+            "as 700. Leave it out for 550."
+        )
+    if args.out.exists():
+        raise TrainingError(f"{args.out} exists; nothing was changed. Choose another --out.")
+
+    from training.loop.checkpoint import describe_origin, save_release
+    from training.published import MODEL, import_published, read_published, size_in_name
+
+    classes = tuple(name.strip() for name in args.classes.split(",")) if args.classes else ()
+    size = args.size or size_in_name(args.file)
+    model = import_published(read_published(args.file), size=size, classes=classes)
+    origin = describe_origin(args.file)
+    if classes:
+        origin["data"] = "its authors' own"
+    save_release(args.out, MODEL, model, training=origin, scores={})
+    print(f"{args.out}: {MODEL} {model.spec.variant}, {len(model.spec.classes)} classes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
