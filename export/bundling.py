@@ -38,7 +38,7 @@ from runtime.contract.manifest import (
     InputGeometry,
     Manifest,
 )
-from runtime.contract.outputs import INPUTS, OUTPUTS
+from runtime.contract.outputs import INPUTS, outputs_of
 from runtime.contract.samples import SAMPLES_NAME, Samples, write_samples
 from training.loop.checkpoint import file_sha256, load_release, shipped_checkpoint
 from training.models import model_variant
@@ -186,7 +186,7 @@ def describe(
         classes=spec.classes,
         category_ids=spec.category_ids,
         inputs=INPUTS[model.task],
-        outputs=OUTPUTS[model.task],
+        outputs=outputs_of(model.task, model.optional_outputs),
         geometry=_geometry(spec),
         graphs={"model": graph},
         precisions=options.precisions,
@@ -242,5 +242,5 @@ def torch_results(model: Model, feeds: dict[str, np.ndarray]) -> dict[str, np.nd
         for index in range(count):
             one = [torch.from_numpy(value[index : index + 1]) for value in feeds.values()]
             rows.append([output.numpy() for output in module(*one)])
-    names = [spec.name for spec in OUTPUTS[model.task]]
+    names = [spec.name for spec in outputs_of(model.task, model.optional_outputs)]
     return {name: np.concatenate([row[i] for row in rows]) for i, name in enumerate(names)}

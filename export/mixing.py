@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from export.placing import replacing_folder
 from export.precision.int8.calibration import CALIBRATION_NAME, Calibration, read_calibrations
 from export.precision.mixed import Assignment
 from export.precision.search.choosing import Choice, choose, find_drop
-from export.precision.search.grouping import group_products
+from export.precision.search.grouping import Group, group_products
 from export.precision.search.measuring import LATENCY_RUNS, PROXY_FRAMES, Measuring
 from export.precision.search.progress import Progress, SearchState, TimeUp
 from export.precision.search.scoring import LabelledFrames, scoring_backend
@@ -142,7 +142,7 @@ class _Search:
         self._products = {group.name: group.products for group in self._groups}
         self._state = SearchState(
             options.state or path.resolve().with_name(f"{path.resolve().name}.search.json"),
-            _key(manifest, calibration, frames),
+            _key(manifest, calibration, self._groups, frames),
         )
         if self._state.is_other:
             report(f"{self._state.path} is of another search; it is begun anew")
@@ -258,7 +258,7 @@ class _Search:
         share = kept / max(1, sum(macs.values()))
         until = "" if choice.is_complete else "time was up before the search was done: "
         if not choice.floats:
-            return f"{until}int8 throughout is within the budget of {budget}; mixed is the same"
+            return f"{until}int8 throughout is within the budget of {budget}: no group is float"
         if len(choice.floats) == num_groups:
             found = "is" if choice.is_complete else "was found to be"
             return (
@@ -287,13 +287,17 @@ def _describe_frames(frames: LabelledFrames) -> Document:
     return {"data": frames.data, "split": frames.split, "images": len(frames)}
 
 
-def _key(manifest: Manifest, calibration: Calibration, frames: LabelledFrames) -> Document:
+def _key(
+    manifest: Manifest, calibration: Calibration, groups: Sequence[Group], frames: LabelledFrames
+) -> Document:
     """What measurements hold for."""
     ranges = json.dumps(dataclasses.asdict(calibration), sort_keys=True)
+    products = json.dumps([dataclasses.asdict(group) for group in groups])
     return {
         "checkpoint_sha256": manifest.training.get("checkpoint_sha256", ""),
         "network_sha256": calibration.network_sha256,
         "calibration_sha256": hashlib.sha256(ranges.encode()).hexdigest(),
+        "groups_sha256": hashlib.sha256(products.encode()).hexdigest(),
         "frames": _describe_frames(frames),
         "frames_sha256": frames.sha256,
         "backend": scoring_backend(),

@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that both export scripts share."""
     parser.add_argument("--model", required=True, help="a registered model, such as retinanet")
     parser.add_argument("--variant", help="default: the model's first")
-    parser.add_argument("--checkpoint", type=Path, help="default: the one shipped in weights/")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="ours, or a published one (.pth); default: the one shipped in weights/",
+    )
     parser.add_argument("--size", help="network input as WIDTHxHEIGHT; default: the checkpoint's")
     parser.add_argument(
         "--precision",

@@ -38,6 +38,8 @@ class Detections:
         classes: (N,) int32, indices into `names`.
         names: of all classes of the bundle.
         masks: of the objects, in their order; None of a task without masks.
+        mask_scores: (N,) float32, 0..1, how good each mask is, of models that tell it: the score
+            times the overlap that is expected of the mask.
     """
 
     boxes_xyxy: NDArray[np.float32]
@@ -45,6 +47,7 @@ class Detections:
     classes: NDArray[np.int32]
     names: tuple[str, ...]
     masks: Masks | None = None
+    mask_scores: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -61,6 +64,7 @@ class Detections:
             self.classes[index],
             self.names,
             None if self.masks is None else self.masks[index],
+            None if self.mask_scores is None else self.mask_scores[index],
         )
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -72,7 +76,8 @@ class Detections:
 
         Returns:
             [{"image_id", "category_id", "bbox": [x, y, width, height], "score"}], and where there
-            are masks "segmentation": {"size": [H, W], "counts": compressed run lengths}.
+            are masks "segmentation": {"size": [H, W], "counts": compressed run lengths}; of models
+            that score masks apart "mask_score", by which masks are to be ranked.
         """
         entries: list[dict[str, Any]] = []
         for box, score, index, _ in self:
@@ -90,7 +95,7 @@ class Detections:
     def to_json(self) -> dict[str, Any]:
         """{"detections": [{"box_xyxy", "score", "class", "name"}]}, plain Python values.
 
-        Where there are masks, with "segmentation" as of `to_coco`.
+        Where there are masks, with "segmentation" and perhaps "mask_score" as of `to_coco`.
         """
         entries: list[dict[str, Any]] = [
             {
@@ -107,4 +112,7 @@ class Detections:
         if self.masks is not None:
             for row, entry in enumerate(entries):
                 entry["segmentation"] = self.masks.rle(row)
+        if self.mask_scores is not None:
+            for entry, score in zip(entries, self.mask_scores, strict=True):
+                entry["mask_score"] = round(float(score), 6)
         return entries

@@ -28,7 +28,7 @@ from export.precision.int8.placement import (
 from export.precision.int8.rewriting import to_int8
 from export.tasks import task_module
 from runtime.contract.matching import Comparison, compare_detections
-from runtime.contract.outputs import INPUTS, OUTPUTS
+from runtime.contract.outputs import INPUTS, outputs_of
 from training.errors import CheckpointError, TrainingError
 from training.loop.checkpoint import load_release, save_release
 from training.models import REGISTRY, build_model, model_class, model_variant
@@ -181,7 +181,8 @@ def test_graph_has_the_inputs_and_outputs_of_its_task(name, variant, made: Made)
     graph = made.portable.graph
     task = made.model.task
     assert [i.name for i in graph.input] == [spec.name for spec in INPUTS[task]]
-    assert [o.name for o in graph.output] == [spec.name for spec in OUTPUTS[task]]
+    wanted = outputs_of(task, made.model.optional_outputs)
+    assert [o.name for o in graph.output] == [spec.name for spec in wanted]
     assert all(v.type.tensor_type.shape.dim[0].dim_param == "B" for v in graph.input)
 
 
@@ -204,7 +205,8 @@ def test_onnx_runtime_finds_what_torch_finds(name, variant, batch, kind, made: M
     session = onnxruntime.InferenceSession(
         getattr(made, kind).SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    names = [spec.name for spec in OUTPUTS[made.model.task]]
+    specs = outputs_of(made.model.task, made.model.optional_outputs)
+    names = [spec.name for spec in specs]
     found = dict(zip(names, session.run(None, feeds), strict=True))
     module = task_module(made.model.task).EndToEnd(made.model)
     with torch.no_grad():
@@ -216,7 +218,7 @@ def test_onnx_runtime_finds_what_torch_finds(name, variant, batch, kind, made: M
     assert [u for u in comparison.unmatched if not u.is_explained] == []
     assert comparison.max_box_error_px <= BOX_PX
     assert comparison.max_score_error <= SCORE
-    for spec in OUTPUTS[made.model.task]:
+    for spec in specs:
         assert found[spec.name].dtype == spec.numpy_dtype
 
 

@@ -58,7 +58,10 @@ def lively(model: Model, seed: int = 0) -> Model:
     model.train()
     with torch.no_grad():
         for _ in range(6):
-            model(model.prepare(frames_of(2, model.spec.size_hw, seed)))
+            found = model.candidates(model(model.prepare(frames_of(2, model.spec.size_hw, seed))))
+            if found.rescore is not None:
+                masks = torch.rand(1, 9, *found.maps["prototypes"].shape[-2:], generator=draw)
+                found.rescore(masks, torch.zeros(1, 9, dtype=torch.int64))
             while hooks:
                 hooks.pop().remove()
     return model.eval()

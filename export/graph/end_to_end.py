@@ -12,7 +12,7 @@ from torch.export import Dim
 
 from export.graph.operators import translation_table
 from export.tasks import task_module
-from runtime.contract.outputs import INPUTS, OUTPUTS, TensorSpec
+from runtime.contract.outputs import INPUTS, TensorSpec, outputs_of
 from training.models.base import Model
 
 OPSET = 18
@@ -45,7 +45,7 @@ def trace(model: Model) -> onnx.ModelProto:
     """
     module = end_to_end(model)
     batch = Dim("B", min=1, max=64)
-    inputs, outputs = INPUTS[model.task], OUTPUTS[model.task]
+    inputs, outputs = INPUTS[model.task], outputs_of(model.task, model.optional_outputs)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -28,8 +28,8 @@ def make_masks(
         input_hw: height and width of the network input, pixels.
 
     Returns:
-        (B, M, h, w) uint8, 0..255, rounded; 0 outside of x1 - 1 <= column < x2 + 1 and the same of
-        rows, in prototype pixels.
+        (B, M, h, w) float32, 0..1; 0 outside of x1 - 1 <= column < x2 + 1 and the same of rows, in
+        prototype pixels.
     """
     height, width = prototypes.shape[-2], prototypes.shape[-1]
     product = torch.matmul(coefficients, prototypes.flatten(2))  # (B, M, h * w)
@@ -41,4 +41,9 @@ def make_masks(
     in_x = (columns >= x1 - CROP_PAD) & (columns < x2 + CROP_PAD)  # (B, M, w)
     in_y = (rows >= y1 - CROP_PAD) & (rows < y2 + CROP_PAD) & is_kept[:, :, None]  # (B, M, h)
     is_inside = in_y[:, :, :, None] & in_x[:, :, None, :]
-    return torch.where(is_inside, (soft * FULL).round(), 0.0).to(torch.uint8)
+    return torch.where(is_inside, soft, 0.0)
+
+
+def to_bytes(soft: Tensor) -> Tensor:
+    """Soft masks 0..1 as uint8, 0..255, rounded."""
+    return (soft * FULL).round().to(torch.uint8)

@@ -98,10 +98,19 @@ def _render_manifest(manifest: Document) -> list[str]:
         ("batches", ", ".join(map(str, manifest["batches"]))),
         ("detections", f"{manifest['max_detections']} of {manifest['num_candidates']} candidates"),
         ("scores", ", ".join(f"{k} {v:.4f}" for k, v in manifest["scores"].items()) or "none"),
+        ("checkpoint", _as_checkpoint(manifest)),
         ("calibrated", _as_calibration(manifest["calibration"])),
         ("version", f"{manifest['version'] or 'unknown'}, {manifest['created'] or 'undated'}"),
     ]
     return [f"  {name:11} {_shorten(text, 100)}" for name, text in rows]
+
+
+def _as_checkpoint(manifest: Document) -> str:
+    training = manifest["training"]
+    sha256 = training.get("checkpoint_sha256", "")[:16] or "?"
+    licence = f"under {manifest['licence']}" if manifest["licence"] else ""
+    parts = (training.get("source"), training.get("file"), f"sha256 {sha256}", licence)
+    return ", ".join(part for part in parts if part)
 
 
 def _as_calibration(calibration: Document) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.graph.masks import make_masks
+from export.graph.masks import make_masks, to_bytes
 from export.tasks import detection
 from training.metrics.detection import score_boxes
 from training.metrics.instance import score_masks
@@ -27,7 +27,8 @@ class EndToEnd(detection.EndToEnd):
             score_threshold: (B, K) float32. iou_threshold: (B,) float32.
 
         Returns:
-            detection's four outputs, and masks (B, M, h, w) uint8, 0..255, at prototype size.
+            detection's four outputs, masks (B, M, h, w) uint8, 0..255, at prototype size, and of a
+            model that re-scores them mask_scores (B, M) float32, 0..1; padding has 0.
         """
         found = self.model.candidates(self.model(self.input(image)))
         *rows, anchors = self.find_boxes(found, score_threshold, iou_threshold)
@@ -36,7 +37,9 @@ class EndToEnd(detection.EndToEnd):
         kept = table.gather(1, anchors[:, :, None].expand(-1, -1, table.shape[2]))  # (B, M, P)
         prototypes = found.maps["prototypes"]
         masks = make_masks(kept, prototypes, boxes_xyxy, classes >= 0, self.spec.size_hw)
-        return (*rows, masks)
+        if found.rescore is None:
+            return (*rows, to_bytes(masks))
+        return (*rows, to_bytes(masks), rows[2] * found.rescore(masks, classes.long()))
 
 
 def describe_outputs(model: Model) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class Comparison:
     Attributes:
         num_matched: pairs. box_errors: (n,) largest corner difference of each pair, pixels; pairs
             of boxes without an area are left out.
-        score_errors: (n,) absolute differences. unmatched: the rest.
+        score_errors: absolute differences of the pairs' scores, and of their masks' where there
+            are any. unmatched: the rest.
         mask_ious: of the pairs that have masks, but small ones.
         small_mask_errors: of pairs with small masks, how many pixels differ; none of empty ones.
     """
@@ -109,7 +110,7 @@ def _percentile(errors: Sequence[float]) -> float:
 
 
 Rows = dict[str, NDArray[Any]]
-_COMPARED = ("boxes_xyxy", "scores", "classes", "masks")
+_COMPARED = ("boxes_xyxy", "scores", "classes", "masks", "mask_scores")
 
 
 def compare_detections(
@@ -119,7 +120,8 @@ def compare_detections(
 
     Args:
         reference, candidate: the graph's outputs: num_detections (B,), boxes_xyxy (B, M, 4),
-            scores (B, M), classes (B, M), and of a task with masks, masks (B, M, h, w) uint8.
+            scores (B, M), classes (B, M), and of a task with masks, masks (B, M, h, w) uint8 and
+            perhaps mask_scores (B, M).
         feeds: score_threshold (B, K) and iou_threshold (B,) that both ran with.
         first_image: index of the first frame.
     """
@@ -159,6 +161,9 @@ def _compare_frame(
             out.num_matched += 1
             if "masks" in ours:
                 _compare_masks(ours["masks"][a], theirs["masks"][b], out)
+            if "mask_scores" in ours:
+                error = abs(float(ours["mask_scores"][a]) - float(theirs["mask_scores"][b]))
+                out.score_errors.append(error)
     for side, rows, free in (("reference", ours, free_ours), ("candidate", theirs, free_theirs)):
         others = theirs if side == "reference" else ours
         for index in np.flatnonzero(free):

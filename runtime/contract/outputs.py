@@ -69,4 +69,19 @@ OUTPUTS: dict[str, tuple[TensorSpec, ...]] = {
     ),
 }
 
+# What only some models of a task give, after the others: how sure a mask is, 0..1.
+OPTIONAL_OUTPUTS: dict[str, tuple[TensorSpec, ...]] = {
+    "instance": (TensorSpec("mask_scores", "float32", ("B", "M")),),
+}
+
 TASKS = tuple(OUTPUTS)
+
+
+def outputs_of(task: str, optional: tuple[str, ...] = ()) -> tuple[TensorSpec, ...]:
+    """What a graph gives: all outputs of its task, and those of the optional ones that are named.
+
+    Raises:
+        KeyError: the task, or one of the optional outputs, is not in the tables.
+    """
+    known = {spec.name: spec for spec in OPTIONAL_OUTPUTS.get(task, ())}
+    return (*OUTPUTS[task], *(known[name] for name in optional))

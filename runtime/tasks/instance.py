@@ -24,7 +24,7 @@ def finish(
     """Take the graph's outputs back to the source frames; masks stay small until asked for.
 
     Args:
-        outputs: as in runtime.contract.outputs, batch B.
+        outputs: as in runtime.contract.outputs, batch B; mask_scores only of some models.
         letterboxes: of the first frames of the batch; rows beyond them are padding.
         manifest: gives the class names.
 
@@ -37,5 +37,7 @@ def finish(
         # A copy of the rows that are filled: the batch's array is not held by one result.
         soft = np.array(outputs["masks"][row, : len(result)], np.uint8)
         masks = Masks(soft, result.boxes_xyxy, letterbox)
-        results.append(dataclasses.replace(result, masks=masks))
+        told = outputs.get("mask_scores")
+        scores = None if told is None else np.array(told[row, : len(result)], np.float32)
+        results.append(dataclasses.replace(result, masks=masks, mask_scores=scores))
     return results

@@ -14,7 +14,7 @@ from tiny_instance import make_feeds, tiny_instances, write_instance_bundle
 
 from export.graph.end_to_end import end_to_end, trace
 from export.graph.lint import lint
-from export.graph.masks import make_masks
+from export.graph.masks import make_masks, to_bytes
 from export.graph.operators import attach_functions
 from export.graph.types_audit import audit_onnxruntime, audit_types
 from export.graph.walking import walk
@@ -128,7 +128,7 @@ def test_crop_reaches_one_prototype_pixel_beyond_the_box(box, columns, rows):
     """A frame of 16x24 pixels and prototypes of 4x6: column c is inside from x1 - 1 to x2 + 1."""
     ones = torch.ones(1, 1, 1), torch.full((1, 1, 4, 6), 20.0)
     boxes = torch.tensor([[box]])
-    masks = make_masks(*ones, boxes, torch.ones(1, 1, dtype=torch.bool), (16, 24))
+    masks = to_bytes(make_masks(*ones, boxes, torch.ones(1, 1, dtype=torch.bool), (16, 24)))
     expected = np.zeros((4, 6), np.uint8)
     expected[np.ix_(list(rows), list(columns))] = 255
     assert np.array_equal(masks[0, 0].numpy(), expected)
@@ -137,7 +137,7 @@ def test_crop_reaches_one_prototype_pixel_beyond_the_box(box, columns, rows):
 def test_half_is_128_and_inside():
     zero = torch.zeros(1, 1, 1), torch.ones(1, 1, 2, 2)
     boxes = torch.tensor([[[0.0, 0.0, 8.0, 8.0]]])
-    masks = make_masks(*zero, boxes, torch.ones(1, 1, dtype=torch.bool), (8, 8))
+    masks = to_bytes(make_masks(*zero, boxes, torch.ones(1, 1, dtype=torch.bool), (8, 8)))
     assert (masks == 128).all()
 
 

@@ -77,6 +77,17 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(model, frames,
     assert not all(torch.equal(again[name], value) for name, value in other.items())
 
 
+def test_model_with_masks_is_seeded_too(monkeypatch):
+    monkeypatch.setattr(seed_weights, "NUM_FRAMES", 2)
+    model = seed_weights.seed_weights("yolact", None, 0)
+    frames = seed_weights.street_frames(model.spec)
+    for found in task_module(model.task).detect(
+        model, frames, score_threshold=model.spec.score_threshold
+    ):
+        assert len(found.masks) == model.spec.max_detections
+        assert len(set(found.boxes.scores.tolist())) > model.spec.max_detections // 2
+
+
 def test_file_says_that_it_detects_nothing(seeded):
     _, header = load_release(seeded)
     assert "detect nothing" in header["training"]["data"]

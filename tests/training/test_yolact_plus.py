@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_yolact import network, pictures
+from tiny_models import shrunk
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import deform_conv2d
@@ -23,6 +24,7 @@ from training.layers.prototypes import assemble_masks
 from training.layers.rescoring import MaskRescoring
 from training.losses.masks import LEAST_AREA, judge_masks
 from training.models import build_model, model_variant
+from training.models.base import Model
 from training.models.instance.yolact import STRIDES
 from training.published import import_published, load_published, our_name, recognise_variant
 
@@ -40,6 +42,13 @@ def trunk(every: int | None, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     extra = () if every is None else (("deform_every", every),)
     return make_backbone("resnet50", NARROW + extra).eval()
+
+
+def plus(**changes: object) -> Model:
+    """The published form, small."""
+    torch.manual_seed(0)
+    spec = shrunk(model_variant("yolact", "plus_resnet50").spec, **{"matching": "atss"} | changes)
+    return build_model("yolact", spec)
 
 
 def deformables(module: nn.Module) -> dict[str, DeformableConv]:
@@ -68,27 +77,12 @@ def test_published_plus_variant_deforms_the_published_convolutions(variant, coun
 
 
 @torch.no_grad()
-def test_deformable_trunk_begins_as_the_plain_one():
-    plain, deformed = trunk(None), trunk(1)
-    rest = {k: v for k, v in plain.state_dict().items() if "conv2" not in k}
-    deformed.load_state_dict(rest, strict=False)
-    for name, layer in deformables(deformed).items():
-        layer.weight.copy_(plain.get_submodule(name).weight * 2)
+def test_deformable_trunk_begins_as_the_plain_one_of_the_same_weights():
+    plain, deformed = trunk(None), trunk(1)  # drawn by one seed; a fetched trunk's are kept so too
+    assert len(deformables(deformed)) == 4
     images = torch.randn(2, 3, 65, 97)
     for ours, theirs in zip(deformed(images), plain(images), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=SAME * float(theirs.abs().max()))
-
-
-@torch.no_grad()
-def test_weights_that_a_trunk_has_when_it_is_deformed_are_kept():
-    """As for pretrained ones: the doubled weights meet a strength of a half."""
-    plain, deformed = trunk(None), trunk(1)
-    for layer in deformables(deformed).values():
-        assert (
-            float(layer.bias.abs().max()) == float(layer.conv_offset_mask.weight.abs().max()) == 0
-        )
-    spread = plain.layer3[0].conv2.weight.std()
-    assert float(deformed.layer3[0].conv2.weight.std() / spread) == pytest.approx(2, rel=0.2)
 
 
 def torchvisions(layer: DeformableConv, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -169,7 +163,7 @@ def test_rescoring_is_a_chain_of_convolutions_and_a_global_maximum(size_hw):
 
 def test_masks_too_small_to_be_rescored_are_refused():
     with pytest.raises(TrainingError, match=r"24x16 pixels.*needs 63 on either side"):
-        network("plus_resnet50", rescore_convs=(8, 16, 32, 64, 128))
+        plus(size_hw=(64, 96), rescore_convs=(8, 16, 32, 64, 128))
 
 
 def scene() -> tuple[Tensor, ...]:
@@ -205,7 +199,7 @@ def test_at_most_so_many_masks_of_an_image_are_judged():
 
 
 def test_rescoring_learns_the_overlap_of_the_true_class_alone():
-    model = network("plus_resnet50", matching="atss").train()
+    model = plus().train()
     images, targets = pictures()
     nn.init.constant_(model.rescoring.predict.bias, 3.0)  # no ReLU that hides a gradient
     loss = model.loss(model(model.prepare(images)), targets)["rescoring"]
@@ -218,13 +212,14 @@ def test_rescoring_learns_the_overlap_of_the_true_class_alone():
 
 @torch.no_grad()
 def test_rescore_gives_each_row_the_guess_of_its_class_up_to_one():
-    model = network("plus_resnet50").eval()
+    model = plus().eval()
     nn.init.normal_(model.rescoring.predict.bias, 0.5, 0.4)
     found = model.candidates(model(model.prepare(pictures()[0])))
     masks, classes = torch.rand(2, 4, 16, 24), torch.tensor([[0, 2, 1, -1], [2, 2, 0, -1]])
     factors = found.rescore(masks, classes)
     assert factors.shape == (2, 4)
-    assert (float(factors.min()) >= 0) and (float(factors.max()) <= 1)
+    assert float(factors.min()) >= 0
+    assert float(factors.max()) <= 1
     for image in range(2):
         for row in range(3):
             guess = model.rescoring(masks[image, row][None])[0, classes[image, row]]
@@ -237,14 +232,17 @@ def test_variants_without_rescoring_have_none():
         found = model.candidates(model(torch.zeros(1, 3, 64, 96)))
     assert found.rescore is None
     assert model.optional_outputs == ()
-    assert network("plus_resnet50").optional_outputs == ("mask_scores",)
+    assert plus().optional_outputs == ("mask_scores",)
 
 
 # ---------------------------------------------------------------------------------------- learning
 
 
 def test_gradients_reach_every_weight_and_move_the_taps():
-    model = network("plus_resnet50", matching="atss").train()
+    model = plus().train()
+    for name, value in model.backbone.named_parameters():
+        if name.endswith("bn3.weight"):  # residual blocks begin closed, and learn to open
+            nn.init.ones_(value)
     images, targets = pictures()
     losses = model.loss(model(model.prepare(images)), targets)
     assert set(losses) == {"scores", "boxes", "masks", "semantic", "rescoring"}
@@ -257,7 +255,7 @@ def test_gradients_reach_every_weight_and_move_the_taps():
 
 
 def test_pictures_without_objects_leave_rescoring_with_gradients_of_zero():
-    model = network("plus_resnet50").train()
+    model = plus().train()
     images, targets = pictures()
     nothing = dataclasses.replace(
         targets,
@@ -273,7 +271,7 @@ def test_pictures_without_objects_leave_rescoring_with_gradients_of_zero():
 
 
 def test_few_steps_lower_the_loss():
-    model = network("plus_resnet50", matching="atss", norm="group").train()
+    model = plus(norm="group").train()
     images, targets = pictures()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     totals, rescoring = [], []

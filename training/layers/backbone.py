@@ -11,7 +11,7 @@ from training.errors import TrainingError
 from training.layers.block_features import BlockFeatures
 from training.layers.deformable import deform_stages
 
-STRIDES = (4, 8, 16, 32)
+STRIDES = (2, 4, 8, 16, 32)
 
 
 def make_backbone(
@@ -21,14 +21,15 @@ def make_backbone(
     num_levels: int = 3,
     is_pretrained: bool = False,
 ) -> nn.Module:
-    """A network that gives its last feature maps, of strides 8, 16, 32; with four levels 4 too.
+    """A network that gives its last feature maps, of strides 8, 16, 32; with four levels 4 too,
+    with five 2 as well.
 
     Args:
         name: any of timm.list_models().
         arguments: for timm.create_model, and three of ours: "leaky_slope", of every leaky ReLU;
             "blocks", the stages of a MobileNet or EfficientNet that are taken in place of timm's;
             and "deform_every", see `deform_stages`.
-        num_levels: 3 or 4.
+        num_levels: 3 to 5.
         is_pretrained: fetch timm's weights.
 
     Raises:

@@ -8,11 +8,12 @@ from torch.nn import functional
 
 from training.layers.fpn import conv_norm
 
+DETAIL_CHANNELS = 16
 CROP_PAD = 1.0  # prototype pixels that a crop reaches beyond its box
 
 
 class ProtoNet(nn.Module):
-    """The finest level of a pyramid to P prototypes at twice its size (figure 3).
+    """The finest level of a pyramid to P prototypes at twice its size (figure 3), or four times.
 
     Args:
         channels_in: of the level.
@@ -22,6 +23,9 @@ class ProtoNet(nn.Module):
         norm: "none", "batch" or "group"; after every 3x3 convolution.
         channels_skip: of a feature map of the backbone at twice the level's size, which is added
             there through a 1x1 convolution; 0 is without.
+        channels_detail: of a feature map of the backbone at four times the level's size. The
+            prototypes are doubled once more, and what a small branch sees there is added: thin
+            objects need it. 0 is without, as published.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class ProtoNet(nn.Module):
         *,
         norm: str = "none",
         channels_skip: int = 0,
+        channels_detail: int = 0,
     ) -> None:
         super().__init__()
         widths = (channels_in, *coarse)
@@ -45,14 +50,29 @@ class ProtoNet(nn.Module):
             conv_norm(a, b, 3, norm=norm) for a, b in zip(widths, widths[1:], strict=False)
         )
         self.predict = nn.Conv2d(widths[-1], num_prototypes, 1)
+        self.detail = None
+        if channels_detail:
+            self.detail = nn.Sequential(
+                conv_norm(channels_detail, DETAIL_CHANNELS, 1, norm=norm),
+                nn.ReLU(),
+                conv_norm(DETAIL_CHANNELS, DETAIL_CHANNELS, 3, norm=norm),
+                nn.ReLU(),
+                nn.Conv2d(DETAIL_CHANNELS, num_prototypes, 1),
+            )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if self.detail is not None:
+            nn.init.zeros_(self.detail[-1].weight)  # begins as the plain prototypes, enlarged
 
-    def forward(self, level: Tensor, finer: Tensor | None = None) -> Tensor:
+    def forward(
+        self, level: Tensor, finer: Tensor | None = None, finest: Tensor | None = None
+    ) -> Tensor:
         """(B, C, h, w), and where there is a skip (B, C', 2h or 2h-1, ...), to (B, P, 2h, 2w).
+
+        With the detail branch, `finest` is of four times the level's size, and so is the result.
 
         The prototypes are at least 0, as published: they end in a ReLU.
         """
@@ -64,7 +84,11 @@ class ProtoNet(nn.Module):
             level = functional.relu(level + self.skip(finer))
         for layer in self.fine:
             level = functional.relu(layer(level))
-        return functional.relu(self.predict(level))
+        level = self.predict(level)
+        if self.detail is not None:
+            doubled = functional.interpolate(level, size=finest.shape[-2:], mode="bilinear")
+            level = doubled + self.detail(finest)
+        return functional.relu(level)
 
 
 def crop_inside(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:

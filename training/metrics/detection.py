@@ -134,6 +134,7 @@ def detections_to_coco(
     category_ids: Sequence[int],
     *,
     masks: np.ndarray | None = None,
+    mask_scores: np.ndarray | None = None,
 ) -> list[dict]:
     """Write the detections of one image as COCO results.
 
@@ -145,10 +146,11 @@ def detections_to_coco(
             number that is not finite.
         category_ids: K ids.
         masks: (M, H, W) uint8, 0 or 1, H and W of the ground truth's image; None: boxes alone.
+        mask_scores: (M,), by which masks are ranked; None: by the scores.
 
     Returns:
         At most M entries with image_id, category_id, bbox (x, y, width, height) and score, and
-        with masks ``segmentation``, compressed run lengths.
+        with masks ``segmentation``, compressed run lengths, and perhaps ``mask_score``.
     """
     boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
     scores = np.asarray(scores, np.float64).reshape(-1)
@@ -164,6 +166,8 @@ def detections_to_coco(
         }
         if masks is not None:
             result["segmentation"] = compress_rle(encode_rle(masks[row]))
+        if mask_scores is not None:
+            result["mask_score"] = float(mask_scores[row])
         results.append(result)
     return results
 

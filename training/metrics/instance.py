@@ -15,8 +15,9 @@ def score_masks(ground_truth: dict, results: list[dict]) -> dict[str, float]:
         ground_truth: a COCO data set with ``segmentation``, such as `GroundTruth` collects from
             samples with masks. Not changed.
         results: entries with image_id, category_id, score and ``segmentation``, run lengths of the
-            size of their image; see ``detections_to_coco``. Boxes are not looked at: objects are
-            small or large by the area of their masks. Not changed; may be empty.
+            size of their image; see ``detections_to_coco``. A ``mask_score`` counts in place of
+            the score. Boxes are not looked at: objects are small or large by the area of their
+            masks. Not changed; may be empty.
 
     Returns:
         mask_AP, mask_AP50, mask_AP75, mask_AP_small (below 32x32 px), mask_AP_medium,
@@ -46,9 +47,10 @@ def _mask_result(result: dict, size_hw: list[int]) -> dict:
             f"a mask {where} has the size {size}; expected run lengths of {size_hw} (height, "
             "width), as the image. Make masks in pixels of the source frame."
         )
-    if not math.isfinite(result["score"]):
+    score = result.get("mask_score", result["score"])
+    if not math.isfinite(score):
         raise MetricError(
-            f"a result {where} has score {result['score']}; expected a finite number. "
+            f"a result {where} has score {score}; expected a finite number. "
             "Use detections_to_coco, which drops such rows."
         )
     try:
@@ -60,5 +62,5 @@ def _mask_result(result: dict, size_hw: list[int]) -> dict:
         ) from None
     if not isinstance(mask["counts"], str | bytes):
         mask = compress_rle({"size": size_hw, "counts": runs.tolist()})
-    names = ("image_id", "category_id", "score")
-    return {**{name: result[name] for name in names}, "segmentation": mask}
+    names = ("image_id", "category_id")
+    return {**{name: result[name] for name in names}, "score": score, "segmentation": mask}

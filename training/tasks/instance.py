@@ -32,10 +32,12 @@ class Instances:
     Attributes:
         boxes: as of detection, pixels of the network input.
         masks: (N, h, w) float32, 0..1, at prototype size, 0 outside of the boxes.
+        mask_scores: (N,) float32, 0..1, of models that tell how good a mask is.
     """
 
     boxes: Boxes
     masks: NDArray[np.float32]
+    mask_scores: NDArray[np.float32] | None = None
 
 
 def collate(samples: list[Sample]) -> tuple[Tensor, Targets]:
@@ -79,7 +81,11 @@ def detect(
         )
         kept = (rows.boxes_xyxy.cpu(), rows.scores.float().cpu(), rows.classes.cpu())
         boxes = Boxes(*(tensor.numpy() for tensor in kept))
-        results.append(Instances(boxes, masks.cpu().numpy()))
+        mask_scores = None
+        if found.rescore is not None:
+            factors = found.rescore(masks[None], rows.classes[None])[0]
+            mask_scores = (rows.scores * factors).float().cpu().numpy()
+        results.append(Instances(boxes, masks.cpu().numpy(), mask_scores))
     return results
 
 
@@ -152,6 +158,7 @@ def evaluate(
                     boxes.classes,
                     category_ids,
                     masks=masks_in_source(found, sample.image_hw, spec),
+                    mask_scores=found.mask_scores,
                 )
             )
             truth.add(sample)

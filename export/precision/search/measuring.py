@@ -18,7 +18,7 @@ from export.precision.int8.placement import find_last_products
 from export.precision.mixed import Assignment
 from export.precision.search.grouping import Group
 from export.precision.search.progress import Progress, SearchState
-from export.precision.search.scoring import AsWritten, LabelledFrames, opened
+from export.precision.search.scoring import AsWritten, LabelledFrames, Runs, opened
 from runtime.contract.manifest import Manifest
 from runtime.tasks import load_task
 
@@ -132,10 +132,11 @@ class Measuring:
         feeds = {IMAGE: self._frames.frames[0][None], **limits}
         times: dict[str, list[float]] = {name: [] for name in choices}
         with contextlib.ExitStack() as stack:
-            sessions = {}
-            for name, floats in choices.items():
+            opened_ones: dict[frozenset[str], Runs] = {}  # equal choices are timed on one session
+            for floats in {frozenset(each) for each in choices.values()}:
                 typed = self._assign(floats).to_int8(self._base)
-                sessions[name] = stack.enter_context(opened(typed, self._manifest))
+                opened_ones[floats] = stack.enter_context(opened(typed, self._manifest))
+            sessions = {name: opened_ones[frozenset(each)] for name, each in choices.items()}
             for turn in range(LATENCY_RUNS + 2):
                 for name, session in sessions.items():
                     start = time.perf_counter()

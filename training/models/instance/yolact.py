@@ -28,7 +28,13 @@ from training.layers.rescoring import MaskRescoring, check_mask_size
 from training.layers.towers import SharedConvs, Tower, to_rows
 from training.losses.boxes import giou_loss, smooth_l1_loss
 from training.losses.focal import focal_loss, quality_focal_loss
-from training.losses.masks import judge_masks, mask_loss, semantic_loss, shrink_masks
+from training.losses.masks import (
+    MOST_POSITIVES,
+    judge_masks,
+    mask_loss,
+    semantic_loss,
+    shrink_masks,
+)
 from training.losses.ohem import ohem_loss
 from training.models.base import Candidates, Losses, Model, Recipe, Spec, Targets, Variant
 
@@ -48,7 +54,9 @@ class YolactSpec(Spec):
         shared_convs: convolutions before the three heads part; head_convs: of each after that.
         proto_coarse, proto_fine: channels of the prototypes' convolutions, before and after they
             double their size; num_prototypes: P.
-        has_proto_skip: the backbone's features of stride 4 enter the prototypes.
+        has_proto_skip: the backbone's features of stride 4 enter the prototypes;
+            has_proto_detail: those of stride 2 as well, and the prototypes have that stride.
+        max_mask_rows: positive anchors of an image that learn masks.
         scores: "sigmoid" of each class, or "softmax" with background first.
         anchor_scale: side of an anchor, in strides, or one of each level's; octaves and ratios
             (height over width) vary it.
@@ -73,6 +81,8 @@ class YolactSpec(Spec):
     proto_fine: tuple[int, ...] = (256,)
     num_prototypes: int = 32
     has_proto_skip: bool = False
+    has_proto_detail: bool = False
+    max_mask_rows: int = MOST_POSITIVES
     scores: str = "sigmoid"
     anchor_scale: float | tuple[float, ...] = 3.0
     octaves: tuple[float, ...] = (1.0,)
@@ -127,7 +137,7 @@ class Yolact(Model):
         self.backbone = make_backbone(
             spec.backbone,
             spec.backbone_args,
-            num_levels=4 if spec.has_proto_skip else 3,
+            num_levels=3 + spec.has_proto_skip + spec.has_proto_detail,
             is_pretrained=is_backbone_pretrained,
         )
         channels = self.backbone.feature_info.channels()
@@ -146,7 +156,8 @@ class Yolact(Model):
             spec.proto_fine,
             spec.num_prototypes,
             norm=spec.norm,
-            channels_skip=channels[0] if spec.has_proto_skip else 0,
+            channels_skip=channels[-4] if spec.has_proto_skip else 0,
+            channels_detail=channels[-5] if spec.has_proto_detail else 0,
         )
         self.num_shapes = len(spec.octaves) * len(spec.ratios)
         self.num_scores = len(spec.classes) + (spec.scores == "softmax")
@@ -158,7 +169,7 @@ class Yolact(Model):
         self.semantic = nn.Conv2d(width, len(spec.classes), 1)
         self.rescoring = None
         if spec.rescore_convs:
-            mask_hw = level_sizes(spec.size_hw, (4,))[0]
+            mask_hw = level_sizes(spec.size_hw, (2 if spec.has_proto_detail else 4,))[0]
             check_mask_size(mask_hw, len(spec.rescore_convs))
             self.rescoring = MaskRescoring(spec.rescore_convs, len(spec.classes))
         nn.init.normal_(self.coefficients.predict.weight, std=0.01)  # masks begin undecided
@@ -174,7 +185,8 @@ class Yolact(Model):
         """Run the network on (B, 3, H, W) float32, normalised."""
         features = self.backbone(images)
         pyramid = self.pyramid(features[-3:])
-        finer = features[0] if self.spec.has_proto_skip else None
+        finer = features[-4] if self.spec.has_proto_skip else None
+        finest = features[-5] if self.spec.has_proto_detail else None
         shared = [self.shared(p, level) for level, p in enumerate(pyramid)]
 
         def rows(tower: Tower, width: int) -> Tensor:
@@ -187,7 +199,7 @@ class Yolact(Model):
             rows(self.scores, self.num_scores),
             rows(self.boxes, 4),
             rows(self.coefficients, self.spec.num_prototypes).tanh(),
-            self.prototypes(pyramid[0], finer).float(),
+            self.prototypes(pyramid[0], finer, finest).float(),
             self.semantic(pyramid[0]).float(),
             self._anchors_of(sizes, size_hw).to(images.device),
             [h * w * self.num_shapes for h, w in sizes],
@@ -262,7 +274,7 @@ class Yolact(Model):
         losses = {
             "scores": self._score_loss(raw.logits[image], match, classes, quality),
             "boxes": box_loss.sum(),
-            "masks": mask_loss(*made),
+            "masks": mask_loss(*made, most=self.spec.max_mask_rows),
             "semantic": semantic_loss(
                 raw.semantic[image],
                 classes,
@@ -382,6 +394,8 @@ VARIANTS: dict[str, Variant] = {
             proto_coarse=(64, 64),
             proto_fine=(32,),
             has_proto_skip=True,
+            has_proto_detail=True,
+            max_mask_rows=48,
         ),
         Recipe(steps=7000, lr=1.5e-3, validate_every=1000),
     ),
