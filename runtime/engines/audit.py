@@ -99,7 +99,9 @@ EXPECTED: dict[str, dict[str, Expectation]] = {
         "int8": Expectation(
             "int8 convolutions with float32 between them", ("int8",), _INT8_LEAST, ("int8",), 0.5
         ),
-        "mixed": Expectation("as the file says, fp16 computed in float32", follows=("int8",)),
+        "mixed": Expectation(
+            "as the file says, fp16 computed in float32", follows=("int8",), of_file=0.5
+        ),
     },
     "openvino f32": {
         "fp32": Expectation("float32 throughout, asked for by hint", ("fp32",), 1.0),

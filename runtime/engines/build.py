@@ -19,6 +19,7 @@ from runtime.contract.errors import EngineError, SinkError
 from runtime.engines.flavour import Flavour
 from runtime.engines.progress import Interrupt, Progress, make_monitor
 from runtime.engines.refusals import build_refusal, parse_refusal
+from runtime.engines.turing import TURING, replace_float32_products
 
 log = logging.getLogger("kestrel.runtime")
 
@@ -143,6 +144,8 @@ def _build(
     parser = trt.OnnxParser(network, flavour.logger)
     if not parser.parse_from_file(str(onnx_path)):
         raise parse_refusal(what, str(flavour), parser, flavour.library_log.take())
+    if hasattr(trt, "ComputeCapability") and TURING in options.targets:
+        replace_float32_products(trt, network)
     config = builder.create_builder_config()
     _configure(trt, config, flavour, precision, options)
     _add_profiles(builder, network, config, shapes, what)

@@ -222,6 +222,7 @@ FAULTS: dict[str, tuple[str, Callable[[], onnx.ModelProto]]] = {
             ("features =", "bias = DequantizeLinear(whole, scale)\n features ="),
         ),
     ),
+    "scale of nothing": ("scale", lambda: parse(("float scale = {0.5}", "float scale = {0}"))),
     "zero point": ("zero-point", lambda: parse(("int8 zero_point = {0}", "int8 zero_point = {3}"))),
     "half scores": ("float32-path", lambda: parse(narrow_after_topk(10))),
     "half top-k": (

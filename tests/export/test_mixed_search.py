@@ -271,5 +271,5 @@ def test_new_proof_keeps_the_search_and_judges_mixed(
     done = call("export.verify", mixed_to_change, *options)
     rows = {row["precision"]: row for row in artifacts(mixed_to_change)}
     assert {*rows} == {"fp32", "int8", "mixed"}
-    assert rows["mixed"]["verdict"] == "pass", done.stdout
     assert read_search(mixed_to_change) == {"budget": 0.25}
+    assert rows["mixed"]["verdict"] == "pass", done.stdout

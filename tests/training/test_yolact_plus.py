@@ -7,26 +7,33 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_yolact import network, pictures
-from tiny_models import shrunk
+from tiny_models import lively, shrunk, tiny_spec
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import deform_conv2d
 
+from training.data import open_data
 from training.data.coco_names import CATEGORY_IDS, CLASSES
+from training.data.sample import Sample
 from training.errors import CheckpointError, TrainingError
 from training.layers.anchors import level_sizes, make_anchors
 from training.layers.backbone import make_backbone
 from training.layers.deformable import DeformableConv
 from training.layers.prototypes import assemble_masks
 from training.layers.rescoring import MaskRescoring
+from training.loop.trainer import RunOptions, Trainer
 from training.losses.masks import LEAST_AREA, judge_masks
+from training.metrics.detection import GroundTruth, detections_to_coco, score_boxes
+from training.metrics.instance import score_masks
 from training.models import build_model, model_variant
-from training.models.base import Model
+from training.models.base import Model, Recipe
 from training.models.instance.yolact import STRIDES
 from training.published import import_published, load_published, our_name, recognise_variant
+from training.tasks.instance import detect
 
 KEYS: dict[str, dict[str, list[int]]] = json.loads(
     gzip.decompress((Path(__file__).parent / "published/keys.json.gz").read_bytes())
@@ -235,6 +242,38 @@ def test_variants_without_rescoring_have_none():
     assert plus().optional_outputs == ("mask_scores",)
 
 
+def test_masks_are_ranked_by_their_own_score_and_boxes_by_theirs():
+    image = np.zeros((2, 96, 128), np.uint8)
+    image[0, 10:50, 20:60], image[1, 60:90, 70:120] = 1, 1
+    boxes = np.float32([[20, 10, 60, 50], [70, 60, 120, 90]])
+    truth = GroundTruth(("thing",), (1,))
+    truth.add(
+        Sample(
+            image=np.zeros((96, 128, 3), np.uint8), boxes_xyxy=boxes[:1], classes=np.zeros(1, int),
+            is_crowd=np.zeros(1, bool), image_id=1, file_name="1", masks=image[:1],
+        )
+    )  # fmt: skip
+    rows = (1, boxes, np.array([0.9, 0.5]), np.zeros(2, int), (1,))
+    told = detections_to_coco(*rows, masks=image, mask_scores=np.array([0.1, 0.4]))
+    untold = detections_to_coco(*rows, masks=image)
+    coco = truth.as_coco()
+    assert score_boxes(coco, told)["AP"] == score_boxes(coco, untold)["AP"] == 1
+    assert score_masks(coco, untold)["mask_AP"] == 1
+    assert score_masks(coco, told)["mask_AP"] == pytest.approx(0.5)  # a wrong one comes first
+
+
+def test_found_instances_have_the_scores_of_their_masks():
+    model = lively(plus())
+    images = pictures()[0]
+    for found in detect(model, images, score_threshold=0.2):
+        assert len(found.boxes.scores) > 0
+        soft = torch.from_numpy(found.masks)
+        with torch.no_grad():
+            guesses = model.rescoring(soft).numpy()[range(len(soft)), found.boxes.classes]
+        expected = found.boxes.scores * guesses.clip(max=1)
+        np.testing.assert_allclose(found.mask_scores, expected, atol=SAME)
+
+
 # ---------------------------------------------------------------------------------------- learning
 
 
@@ -268,6 +307,18 @@ def test_pictures_without_objects_leave_rescoring_with_gradients_of_zero():
     sum(losses.values()).backward()
     assert losses["rescoring"].item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.rescoring.parameters())
+
+
+@pytest.mark.parametrize(("freeze", "is_kept"), [(3, True), (2, False)])
+def test_batches_that_are_too_small_leave_batch_statistics_alone(freeze, is_kept, discs, tmp_path):
+    model = build_model("retinanet", tiny_spec(size_hw=(96, 128)))
+    before = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
+    recipe = Recipe(steps=1, batch=2, freeze_batch_norm=freeze)
+    options = RunOptions(name="retinanet", out=tmp_path, precision="no", workers=0)
+    trainer = Trainer(model, recipe, open_data(str(discs), "train"), None, options, {})
+    assert trainer.run()
+    after = trainer.plain_model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items()) is is_kept
 
 
 def test_few_steps_lower_the_loss():

@@ -28,13 +28,7 @@ from training.layers.rescoring import MaskRescoring, check_mask_size
 from training.layers.towers import SharedConvs, Tower, to_rows
 from training.losses.boxes import giou_loss, smooth_l1_loss
 from training.losses.focal import focal_loss, quality_focal_loss
-from training.losses.masks import (
-    MOST_POSITIVES,
-    judge_masks,
-    mask_loss,
-    semantic_loss,
-    shrink_masks,
-)
+from training.losses.masks import judge_masks, mask_loss, semantic_loss, shrink_masks
 from training.losses.ohem import ohem_loss
 from training.models.base import Candidates, Losses, Model, Recipe, Spec, Targets, Variant
 
@@ -82,7 +76,7 @@ class YolactSpec(Spec):
     num_prototypes: int = 32
     has_proto_skip: bool = False
     has_proto_detail: bool = False
-    max_mask_rows: int = MOST_POSITIVES
+    max_mask_rows: int = 100
     scores: str = "sigmoid"
     anchor_scale: float | tuple[float, ...] = 3.0
     octaves: tuple[float, ...] = (1.0,)
@@ -238,17 +232,11 @@ class Yolact(Model):
             weights["rescoring"] = spec.rescore_weight
         sums = {name: raw.logits.new_zeros(()) for name in weights}
         for image in range(len(raw.logits)):
-            match, used = match_objects(
-                raw.anchors,
-                targets.boxes_xyxy[image],
-                targets.classes[image],
-                targets.is_crowd[image],
-                raw.level_counts,
-                spec.matching,
-            )
+            boxes, classes = targets.boxes_xyxy[image], targets.classes[image]
+            objects = (boxes, classes, targets.is_crowd[image])
+            match, used = match_objects(raw.anchors, *objects, raw.level_counts, spec.matching)
             num_positive += int((match >= 0).sum())
-            boxes, classes = targets.boxes_xyxy[image][used], targets.classes[image][used]
-            masks = targets.masks[image][used]
+            boxes, classes, masks = boxes[used], classes[used], targets.masks[image][used]
             for name, value in self._image_losses(raw, image, match, boxes, classes, masks).items():
                 sums[name] = sums[name] + value
         counts = dict.fromkeys(weights, max(num_positive, 1)) | {"semantic": len(raw.logits)}
@@ -269,17 +257,15 @@ class Yolact(Model):
             raw.deltas[image][positive], raw.anchors[positive], boxes[chosen]
         )
         prototypes = raw.prototypes[image]
-        small = shrink_masks(masks, (prototypes.shape[-2], prototypes.shape[-1]))
+        small, coarse = (
+            shrink_masks(masks, (m.shape[-2], m.shape[-1])) for m in (prototypes, raw.semantic)
+        )
         made = (raw.coefficients[image][positive], prototypes, chosen, boxes, small, raw.size_hw)
         losses = {
             "scores": self._score_loss(raw.logits[image], match, classes, quality),
             "boxes": box_loss.sum(),
             "masks": mask_loss(*made, most=self.spec.max_mask_rows),
-            "semantic": semantic_loss(
-                raw.semantic[image],
-                classes,
-                shrink_masks(masks, (raw.semantic.shape[-2], raw.semantic.shape[-1])),
-            ),
+            "semantic": semantic_loss(raw.semantic[image], classes, coarse),
         }
         if self.rescoring is not None:
             soft, truth, objects = judge_masks(*made)
@@ -328,8 +314,7 @@ class Yolact(Model):
 
         def rescore(masks: Tensor, classes: Tensor) -> Tensor:
             guesses = self.rescoring(masks.flatten(0, 1)).unflatten(0, classes.shape)  # (B, M, K)
-            chosen = guesses.gather(2, classes.clamp(min=0).unsqueeze(2))
-            return chosen.squeeze(2).clamp(max=1)
+            return guesses.gather(2, classes.clamp(min=0).unsqueeze(2)).squeeze(2).clamp(max=1)
 
         extras, maps = {"coefficients": raw.coefficients}, {"prototypes": raw.prototypes}
         judge = rescore if self.rescoring is not None else None
