@@ -33,6 +33,8 @@ from runtime.contract.manifest import MANIFEST_NAME, Graph, Manifest
 
 GRAPH = "model"
 ADDED, MIXED = "int8", "mixed"
+PLOT_NAME = "search.mixed.png"
+FEW_IMAGES = 16  # fewer are told of
 
 
 def add_int8(
@@ -42,7 +44,7 @@ def add_int8(
     count: int,
     method: str | None = None,
     stored: Path | None = None,
-    quantise_heads: bool = False,
+    heads: str | None = None,
     report: Callable[[str], None],
 ) -> Manifest:
     """Calibrate a bundle's float32 graph and write it as int8 beside what is there.
@@ -50,11 +52,12 @@ def add_int8(
     Args:
         path: the bundle's folder; it takes the place of itself when all is done.
         data: frames, as of CalibrationFrames; empty only where `stored` is given.
-        count: how many frames.
+        count: how many frames; with `stored` it is as many as that was made on.
         method: of choosing ranges; None is METHOD, or that of `stored`.
         stored: a calibration.json whose ranges are used. It must be of this network, and of these
             frames and this method where they are given.
-        quantise_heads: the last product of each head is int8 too.
+        heads: the last product of each head is "float" or "int8"; None is as in `stored`, else
+            float.
         report: told each step, for the screen.
 
     Raises:
@@ -70,12 +73,14 @@ def add_int8(
         count=count,
         method=method,
         stored=stored,
-        quantise_heads=quantise_heads,
+        heads=heads,
         report=report,
     )
     with replacing_folder(path, report) as folder:
         expect_same(path, manifest)
         added = write_added(manifest, base, calibration, path, folder)
+    if MIXED in manifest.precisions:
+        report(f"{MIXED} is gone: its ranges were others. Search again with --ap-budget.")
     report(f"{ADDED} added to {path}: {', '.join(_names(added.graphs[GRAPH], [ADDED]))}")
     return added
 
@@ -88,21 +93,30 @@ def find_calibration(
     count: int,
     method: str | None,
     stored: Path | None,
-    quantise_heads: bool,
+    heads: str | None,
     report: Callable[[str], None],
 ) -> Calibration:
     """Calibrate a float32 graph, or take a stored calibration; arguments as of `add_int8`."""
-    frames = CalibrationFrames(data, manifest.geometry, count) if data else None
     if stored is not None:
-        calibration = _take_stored(stored, base, frames, method)
+        calibration = _read_stored(stored)
+        frames = (
+            CalibrationFrames(data, manifest.geometry, calibration.num_images) if data else None
+        )
+        images_sha256 = frames.hash() if frames is not None else ""
+        calibration.refuse_other(base, method=method or "", images_sha256=images_sha256)
     else:
-        assert frames is not None
+        frames = CalibrationFrames(data, manifest.geometry, count)
         sha256 = manifest.training.get("checkpoint_sha256", "")
         calibration = calibrate(base, frames, method=method or METHOD, checkpoint_sha256=sha256)
-    calibration = dataclasses.replace(calibration, heads="int8" if quantise_heads else "float")
-    report(
-        f"ranges by {calibration.method} on {calibration.num_images} frames of {calibration.data}"
-    )
+        heads = heads or "float"
+    calibration = dataclasses.replace(calibration, heads=heads or calibration.heads)
+    number = calibration.num_images
+    report(f"ranges by {calibration.method} on {number} frame(s) of {calibration.data}")
+    if number < FEW_IMAGES:
+        report(
+            f"warning: {number} frame(s) show little of what is to come, and what they do not "
+            f"show is cut off. Give {FEW_IMAGES} or more; 100 are usual."
+        )
     return calibration
 
 
@@ -138,16 +152,12 @@ def last_proof_data(path: Path) -> str:
         return "street"
 
 
-def _take_stored(
-    path: Path, base: onnx.ModelProto, frames: CalibrationFrames | None, method: str | None
-) -> Calibration:
+def _read_stored(path: Path) -> Calibration:
     calibrations = read_calibrations(path)
     if GRAPH not in calibrations:
         raise BundleError(
             f"{path} has the graphs {', '.join(calibrations)}, expected {GRAPH!r}. Calibrate anew."
         )
-    images_sha256 = frames.hash() if frames is not None else ""
-    calibrations[GRAPH].refuse_other(base, method=method or "", images_sha256=images_sha256)
     return calibrations[GRAPH]
 
 
@@ -173,6 +183,8 @@ def write_added(
     for_cpus: dict[str, Conversion] = {}
     if assignment is not None:
         conversions[MIXED], for_cpus[MIXED] = assignment.to_mixed, assignment.to_int8
+    if assignment is None:
+        manifest = _without_mixed(manifest)  # its ranges were others
     old = manifest.graphs[GRAPH]
     new = name_files(GRAPH, list(conversions))
     replaced = {*_names(new, conversions), *(f"{GRAPH}.{each}.weights" for each in conversions)}
@@ -188,9 +200,9 @@ def write_added(
         precisions=tuple(dict.fromkeys((*manifest.precisions, *conversions))),
         calibration=calibration.summary(),
     )
-    rewritten = {MANIFEST_NAME, VERIFY_NAME, CALIBRATION_NAME, *replaced}
-    if assignment is not None:
-        rewritten.add(ASSIGNMENT_NAME)
+    rewritten = {MANIFEST_NAME, VERIFY_NAME, CALIBRATION_NAME, ASSIGNMENT_NAME, *replaced}
+    rewritten.add(PLOT_NAME)
+    rewritten |= {*_names(name_files(GRAPH, [MIXED]), [MIXED]), f"{GRAPH}.{MIXED}.weights"}
     shutil.copytree(
         path,
         folder,
@@ -204,8 +216,26 @@ def write_added(
     write_calibrations(folder / CALIBRATION_NAME, {GRAPH: calibration})
     if assignment is not None:
         write_assignments(folder / ASSIGNMENT_NAME, {GRAPH: assignment})
-    _keep_proof(path / VERIFY_NAME, folder / VERIFY_NAME, conversions)
+    _keep_proof(path / VERIFY_NAME, folder / VERIFY_NAME, {*conversions, MIXED})
     return grown
+
+
+def _without_mixed(manifest: Manifest) -> Manifest:
+    """A manifest that holds no mixed graphs: they go when int8 is made anew without a search."""
+    graph = manifest.graphs[GRAPH]
+    gone = {*_names(graph, [MIXED]), f"{GRAPH}.{MIXED}.weights"}
+
+    def but_mixed(files: dict[str, str]) -> dict[str, str]:
+        return {key: name for key, name in files.items() if key != MIXED}
+
+    graph = Graph(
+        files=but_mixed(graph.files),
+        plugin_files=but_mixed(graph.plugin_files),
+        cpu_files=but_mixed(graph.cpu_files),
+        sha256={name: value for name, value in graph.sha256.items() if name not in gone},
+    )
+    precisions = tuple(each for each in manifest.precisions if each != MIXED)
+    return dataclasses.replace(manifest, graphs={GRAPH: graph}, precisions=precisions)
 
 
 def _keep_proof(old: Path, new: Path, written: Collection[str]) -> None:
@@ -214,6 +244,7 @@ def _keep_proof(old: Path, new: Path, written: Collection[str]) -> None:
         return
     document = json.loads(old.read_text(encoding="utf-8"))
     kept = [row for row in document["artifacts"] if row["precision"] not in written]
+    document.pop("search", None)  # of a mixed that is written anew, or gone
     write_json(new, document | {"artifacts": kept})
 
 

@@ -12,9 +12,16 @@ from typing import Any
 
 import onnx
 
-from export.adding import GRAPH, MIXED, expect_same, find_calibration, float_graph, write_added
+from export.adding import (
+    MIXED,
+    PLOT_NAME,
+    expect_same,
+    find_calibration,
+    float_graph,
+    write_added,
+)
 from export.placing import replacing_folder
-from export.precision.int8.calibration import CALIBRATION_NAME, Calibration, read_calibrations
+from export.precision.int8.calibration import CALIBRATION_NAME, Calibration
 from export.precision.mixed import Assignment
 from export.precision.search.choosing import Choice, choose, find_drop
 from export.precision.search.grouping import Group, group_products
@@ -29,7 +36,6 @@ from runtime.contract.manifest import Manifest
 from training.data import DataError
 
 SEARCH_IMAGES = 500
-PLOT_NAME = "search.mixed.png"
 COST = "macs"  # what makes one choice faster than another
 
 Report = Callable[[str], None]
@@ -72,7 +78,7 @@ def add_mixed(
     count: int,
     method: str | None = None,
     stored: Path | None = None,
-    quantise_heads: bool = False,
+    heads: str | None = None,
     report: Report,
 ) -> Choice:
     """Search, then write int8 and mixed beside what a bundle holds; the search is in verify.json.
@@ -80,7 +86,7 @@ def add_mixed(
     Args:
         path: the bundle's folder; untouched until the search is done.
         options: of the search.
-        data, count, method, stored, quantise_heads: of int8's ranges, as of `add_int8`.
+        data, count, method, stored, heads: of int8's ranges, as of `add_int8`.
         report: told each step, for the screen.
 
     Raises:
@@ -98,7 +104,7 @@ def add_mixed(
         count=count,
         method=method,
         stored=stored,
-        quantise_heads=quantise_heads,
+        heads=heads,
         report=report,
     )
     search = _Search(base, manifest, calibration, frames, options, path, report)
@@ -115,9 +121,7 @@ def add_mixed(
 def add_mixed_by_stored(path: Path, options: SearchOptions, *, report: Report) -> Choice:
     """As `add_mixed`, with the ranges of the int8 that the bundle has."""
     stored = path / CALIBRATION_NAME
-    calibration = read_calibrations(stored)[GRAPH]
-    is_int8 = calibration.heads == "int8"
-    return add_mixed(path, options, count=0, stored=stored, quantise_heads=is_int8, report=report)
+    return add_mixed(path, options, count=0, stored=stored, report=report)
 
 
 class _Search:

@@ -76,7 +76,9 @@ def main() -> int:
         "--calibration", type=Path, help="a calibration.json, in place of finding ranges again"
     )
     parser.add_argument(
-        "--heads", choices=("float", "int8"), default="float", help="heads' last convolutions"
+        "--heads",
+        choices=("float", "int8"),
+        help="heads' last convolutions; default: as in --calibration, else float",
     )
     parser.add_argument("--checkpoint", type=Path, help="for the proof; default: the shipped one")
     parser.add_argument("--proof-data", help="labelled frames; default: those of the last proof")
@@ -88,17 +90,19 @@ def main() -> int:
         raise KestrelError("--images goes with --data, not with --calibration. Leave one out.")
 
     from export.adding import ADDED, MIXED, add_int8, last_proof_data
-    from export.verify import QUICK_IMAGES, check_ap_drop, verify_bundle
+    from export.verify import QUICK_IMAGES, check_ap_drop, check_sources, verify_bundle
 
     check_ap_drop(args.max_ap_drop)
     labelled = args.proof_data or last_proof_data(args.bundle)
     options = search_options(args, labelled)
+    if args.verify != "none":
+        check_sources(args.bundle, args.checkpoint, labelled)  # before anything is written
     how = {
         "data": args.data or ("" if args.calibration else "street"),
-        "count": NUM_IMAGES if args.images is None else args.images,
+        "count": NUM_IMAGES if args.images is None else args.images,  # or that of --calibration
         "method": args.method,
         "stored": args.calibration,
-        "quantise_heads": args.heads == "int8",
+        "heads": args.heads,
         "report": print,
     }
     if options is None:

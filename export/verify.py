@@ -30,6 +30,7 @@ from runtime.contract.errors import (
 )
 from runtime.contract.files import write_json
 from runtime.contract.limits import judge, limits_of
+from runtime.contract.manifest import Manifest
 from runtime.sessions.base import Session
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -68,19 +69,12 @@ def verify_bundle(
         Whether something was proven and nothing failed. A checkpoint that finds nothing at any
         score leaves nothing to prove.
     """
-    from export.bundling import ExportOptions, find_checkpoint
     from export.proof.reference import Reference
 
     bundle = Bundle.open(path, allow_unverified=True)
     manifest = bundle.manifest
-    options = ExportOptions(
-        model=manifest.model,
-        variant=manifest.variant,
-        checkpoint=checkpoint,
-        size_hw=None,
-        out=path,
-    )
-    reference = Reference.make(find_checkpoint(options), manifest, data, num_images)
+    source = _find_checkpoint(path, manifest, checkpoint)
+    reference = Reference.make(source, manifest, data, num_images)
     reference.faults.extend(reference.check_samples(bundle.samples()))
     artifacts = [
         verify_artifact(bundle, precision, backend, reference, max_ap_drop)
@@ -122,6 +116,27 @@ def _kept_search(path: Path) -> dict[str, Any]:
         old = json.loads(path.read_text(encoding="utf-8"))
         return {name: old[name] for name in ("search",) if name in old}
     return {}
+
+
+def check_sources(path: Path, checkpoint: Path | None, data: str) -> None:
+    """Raise where `verify_bundle` would refuse its checkpoint or data, before work is done."""
+    from export.proof.reference import expect_checkpoint
+    from training.data import open_data
+    from training.tasks import task_module
+
+    manifest = Bundle.open(path, allow_unverified=True).manifest
+    expect_checkpoint(manifest, _find_checkpoint(path, manifest, checkpoint))
+    open_data(data, "val", task_module(manifest.task).LABELS)
+
+
+def _find_checkpoint(path: Path, manifest: Manifest, checkpoint: Path | None) -> Path:
+    from export.bundling import ExportOptions, find_checkpoint
+
+    model, variant = manifest.model, manifest.variant
+    options = ExportOptions(
+        model=model, variant=variant, checkpoint=checkpoint, size_hw=None, out=path
+    )
+    return find_checkpoint(options)
 
 
 def verify_artifact(

@@ -48,6 +48,17 @@ PROBED_FRAMES = 8
 GATED = ("AP", "mask_AP")  # scores that an artifact must keep
 
 
+def expect_checkpoint(manifest: Manifest, checkpoint: Path) -> None:
+    """Raise BundleError where a bundle was exported from another checkpoint."""
+    expected = manifest.training.get("checkpoint_sha256")
+    found = file_sha256(checkpoint)
+    if expected != found:
+        raise BundleError(
+            f"the bundle was exported from a checkpoint with sha256 {expected}; {checkpoint} "
+            f"has {found}. Give the checkpoint it came from, or export again."
+        )
+
+
 @dataclass(slots=True)
 class Reference:
     """Frames, PyTorch's answers, and the checkpoint's AP on them.
@@ -84,13 +95,7 @@ class Reference:
         Raises:
             BundleError: the bundle was exported from another checkpoint.
         """
-        expected = manifest.training.get("checkpoint_sha256")
-        found = file_sha256(checkpoint)
-        if expected != found:
-            raise BundleError(
-                f"the bundle was exported from a checkpoint with sha256 {expected}; {checkpoint} "
-                f"has {found}. Give the checkpoint it came from, or export again."
-            )
+        expect_checkpoint(manifest, checkpoint)
         model, _ = load_release(checkpoint, manifest.model)
         size_hw = (manifest.geometry.height, manifest.geometry.width)
         model.spec = dataclasses.replace(model.spec, size_hw=size_hw)

@@ -199,7 +199,7 @@ def test_calibration_of_another_network_is_refused_and_nothing_written(
     stored["graphs"]["model"]["network_sha256"] = "0" * 64
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(stored))
-    done = quantize(other, "--calibration", path)
+    done = quantize(other, "--calibration", path, "--verify", "none")
     assert done.returncode == REFUSED
     assert done.stderr.count("\n") == 1
     assert "another network" in done.stderr
@@ -211,7 +211,8 @@ def test_calibration_of_other_frames_is_refused(int8_to_change, discs, tmp_path)
     (tmp_path / "pictures" / "_annotations.coco.json").unlink()
     (tmp_path / "pictures" / "0.png").unlink()
     stored = int8_to_change / CALIBRATION_NAME
-    done = quantize(int8_to_change, "--calibration", stored, "--data", tmp_path / "pictures")
+    other = ("--data", tmp_path / "pictures")
+    done = quantize(int8_to_change, "--calibration", stored, *other, "--verify", "none")
     assert done.returncode == REFUSED
     assert "of other images" in done.stderr
 
@@ -258,7 +259,7 @@ def test_bundle_without_fp32_is_refused(int8_to_change, discs):
 )
 def test_unusable_question_is_refused_in_one_line(given, message, tiny_exported):
     before = contents(tiny_exported)
-    done = quantize(tiny_exported, *given)
+    done = quantize(tiny_exported, *given, "--verify", "none")
     assert done.returncode == REFUSED
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
@@ -295,3 +296,28 @@ def test_heads_are_int8_where_that_was_asked_for(int8_to_change):
     assert calibration.heads == "int8"
     graph = onnx.load(int8_to_change / NAMES[0]).graph
     assert all(n.input[1].endswith(".dq0") for n in graph.node if n.op_type == "Conv")
+
+
+def test_stored_heads_and_number_of_frames_hold_where_none_are_given(
+    int8_to_change, discs, tmp_path
+):
+    proofless = ("--verify", "none")
+    few = ("--heads", "int8", "--images", 3)
+    done = quantize(int8_to_change, "--data", discs, *few, *proofless)
+    assert done.returncode == 0, done.stderr
+    assert "warning: 3 frame(s) show little" in done.stdout
+    before = (int8_to_change / "model.int8.onnx").read_bytes()
+    stored = shutil.copy2(int8_to_change / "calibration.json", tmp_path / "heads.json")
+    done = quantize(int8_to_change, "--data", discs, "--calibration", stored, *proofless)
+    assert done.returncode == 0, done.stderr
+    assert (int8_to_change / "model.int8.onnx").read_bytes() == before
+
+
+def test_another_checkpoint_is_refused_before_anything_is_written(int8_to_change, discs, tmp_path):
+    before = contents(int8_to_change)
+    (tmp_path / "other.safetensors").write_bytes(b"another")
+    options = ("--data", discs, "--images", 3, "--checkpoint", tmp_path / "other.safetensors")
+    done = call("export.quantize", int8_to_change, *options)
+    assert done.returncode == 2
+    assert "was exported from a checkpoint with sha256" in done.stderr
+    assert contents(int8_to_change) == before

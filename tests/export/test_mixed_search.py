@@ -184,6 +184,16 @@ def test_another_budget_is_searched_without_measuring_again(again, own_labels, m
     assert floats_of(again) == []
 
 
+def test_int8_made_anew_takes_mixed_away(searched, tmp_path):
+    folder = Path(shutil.copytree(searched[0], tmp_path / "tiny"))
+    stored = shutil.copy2(folder / "calibration.json", tmp_path / "stored.json")
+    done = call("export.quantize", folder, "--calibration", stored, "--verify", "none")
+    assert done.returncode == PASSED, done.stderr
+    assert "mixed is gone" in done.stdout
+    assert Bundle.open(folder).manifest.precisions == ("fp32", "int8")
+    assert [path.name for path in folder.iterdir() if "mixed" in path.name] == []
+
+
 @pytest.mark.slow
 def test_budget_of_nothing_is_kept_on_the_frames_of_the_search(again, own_labels):
     done = search(again, own_labels, "--ap-budget", 0)

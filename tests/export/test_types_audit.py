@@ -9,7 +9,7 @@ import onnx
 import pytest
 from audited import CLASSES, DETECTIONS, MASKS, SIZE, make_detector, make_product, make_quantised
 from onnx import TensorProto, helper, numpy_helper
-from test_audit import PRODUCTS
+from test_audit_openvino import PRODUCTS
 from tiny_bundle import write_tiny_bundle
 
 from export.graph.types_audit import audit_onnxruntime, audit_types

@@ -55,6 +55,11 @@ NOT_IN_LEAN = (
     "IBuilderConfig",
     "IProgressMonitor",
     "NetworkDefinitionCreationFlag",
+    "LayerType",
+    "IMatrixMultiplyLayer",
+    "MatrixOperation",
+    "ElementWiseOperation",
+    "ReduceOperation",
 )
 LEAST_TOUCHED = 45  # far fewer would mean that the walk finds nothing
 

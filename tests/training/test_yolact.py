@@ -88,8 +88,11 @@ def test_raw_output_has_every_row_and_map_at_any_size(variant, size_hw, batch, n
     assert raw.anchors.shape == (sum(counts), 4)
     assert found.logits.shape == (batch, sum(counts), num_classes)
     assert found.maps["prototypes"].shape[:2] == (batch, 8)
-    assert found.maps["prototypes"].shape[2] in (2 * height, 2 * height - 1)
-    assert found.maps["prototypes"].shape[3] in (2 * width, 2 * width - 1)
+    stride = 2 if variant == "small" else 4  # the small one has the detail branch
+    wanted = [
+        range(8 // stride * (side - 1) + 1, 8 // stride * side + 1) for side in (height, width)
+    ]
+    assert all(s in w for s, w in zip(found.maps["prototypes"].shape[2:], wanted, strict=True))
 
 
 def test_published_variant_has_the_published_anchors():
