@@ -22,6 +22,7 @@ class Done:
 def call(script: str, *arguments: object) -> Done:
     """Run `script` ("training.train") with arguments; a traceback is the caller's error."""
     module = importlib.import_module(script)
+    forget_process_state()
     argv = [script.replace(".", "/") + ".py", *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -34,3 +35,9 @@ def call(script: str, *arguments: object) -> Done:
         except SystemExit as end:  # argparse
             status = int(end.code or 0)
     return Done(status, out.getvalue(), err.getvalue())
+
+
+def forget_process_state() -> None:
+    """What accelerate keeps for a process's lifetime (device, precision): a script starts anew."""
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from calling import forget_process_state
 
 from runtime.pipeline.stopping import handle_signals_on_the_normal_stack
+
+
+@pytest.fixture(autouse=True)
+def fresh_process_state() -> None:
+    """No test trains with the device and precision of the one before."""
+    forget_process_state()
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +66,8 @@ def quick_trace(tiny_trace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def written_bundle(
     tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_trace: Any, discs: Path
-) -> Path:
-    """The tiny checkpoint's bundle, as exported; tests must not change it."""
+) -> Iterator[Path]:
+    """The tiny checkpoint's bundle, as exported; tests must not change it, nor load it by cache."""
     import export.bundling
     from export.bundling import ExportOptions, write_bundle
 
@@ -71,7 +79,9 @@ def written_bundle(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.bundling, "trace", lambda model: copy.deepcopy(tiny_trace))
         write_bundle(options, report=lambda line: None)
-    return out
+    names = sorted(path.name for path in out.iterdir())
+    yield out
+    assert sorted(path.name for path in out.iterdir()) == names, "a test changed the shared bundle"
 
 
 @pytest.fixture

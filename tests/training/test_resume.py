@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from calling import Done, call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,10 +32,8 @@ def one_thread() -> Iterator[None]:
     """Sums in the same order in this process and in the one that is killed."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     torch.set_num_threads(before)
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def arguments(data: Path, out: Path, *, workers: int = 0) -> list[str]:
