@@ -2,7 +2,7 @@
 
 The results are those of `runtime/run_images.py`, so the score is of the artifact as it is used:
 its own preprocessing, engine and suppression. Results with a `segmentation` get the AP of their
-masks beside that of their boxes.
+masks beside that of their boxes, and those with `keypoints` the scores of their joints.
 """
 
 from __future__ import annotations
@@ -33,16 +33,23 @@ def main() -> int:
     from training.data import open_data
     from training.metrics.detection import coco_ground_truth, score_boxes
     from training.metrics.instance import score_masks
+    from training.metrics.keypoints import score_joints
 
     results = _read(args.results, ("image_id",))
     has_masks = any("segmentation" in result for result in results)
-    truth = coco_ground_truth(open_data(args.data, args.split, ("masks",) if has_masks else ()))
+    num_joints = max((len(result.get("keypoints", ())) for result in results), default=0) // 3
+    if num_joints:
+        truth = coco_ground_truth(_open_joints(args.data, args.split, num_joints))
+    else:
+        truth = coco_ground_truth(open_data(args.data, args.split, ("masks",) if has_masks else ()))
     place = args.images or args.results.with_suffix(".images.json")
     if args.images or place.is_file():
         results = _renumbered(results, _read(place, ("id", "file_name")), truth)
-    scores = score_boxes(truth, results)
+    bare = [{key: entry[key] for key in entry if key != "keypoints"} for entry in results]
+    scores = score_joints(truth, results) if num_joints else {}
+    scores |= score_boxes(truth, bare)
     if has_masks:
-        scores |= score_masks(truth, results)
+        scores |= score_masks(truth, bare)
     for name, value in scores.items():
         print(f"{name:28} {value:.4f}")
     print(f"{len(results)} results on {len(truth['images'])} images of {args.data} {args.split}")
@@ -50,6 +57,16 @@ def main() -> int:
         known = {name: value for name, value in scores.items() if value == value}
         write_json(args.out, {"data": args.data, "split": args.split, "scores": known})
     return EXIT_DONE
+
+
+def _open_joints(data: str, split: str, num_joints: int) -> Any:
+    """A data set's objects that have joints; five of them are the landmarks of faces."""
+    from training.data import open_data
+    from training.data.jointed import Jointed
+    from training.data.joints import FACE_LANDMARKS
+
+    is_faces = num_joints == len(FACE_LANDMARKS.joints)
+    return Jointed(open_data(data, split, ("landmarks" if is_faces else "keypoints",)))
 
 
 def _read(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 python benchmarks/accuracy_drop.py runs/retinanet --precision int8 --against fp32 --data street
 
 Both precisions run on the same labelled images through the runtime's own path, and boxes are scored
-as COCO does. The verdict is on the upper bound of the drop, not on the drop itself.
+as COCO does; of bundles with joints the joints, by object keypoint similarity. The verdict is on
+the upper bound of the drop, not on the drop itself.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ if not __package__:  # run by path: import from the repository root, not from th
 
 import numpy as np
 
-from benchmarks.measure.average_precision import Matches
+from benchmarks.measure.average_precision import MAX_DETECTIONS, Matches
 from benchmarks.measure.bootstrap import Drop, bootstrap_drop
 from benchmarks.measure.fingerprint import describe_bundle, describe_libraries, describe_machine
+from benchmarks.measure.joint_overlap import joint_overlap
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, KestrelError, run_script
 from runtime.contract.files import write_json
+from runtime.contract.joint_matching import OTHER_SIGMA
 
 SCHEMA = 1
 SCORE_FLOOR = 0.001  # results below it hardly enter AP
+MAX_POSES = 20  # of an image that COCO counts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +57,12 @@ def main(argv: list[str] | None = None) -> int:
         "kind": "accuracy drop",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python", *(sys.argv if argv is None else [sys.argv[0], *argv])]),
-        "data": {"name": args.data, "split": args.split, "images": reference.num_images},
+        "data": {
+            "name": args.data,
+            "split": args.split,
+            "images": reference.num_images,
+            "min_side": args.min_side,
+        },
         "AP": {name: each.average_precision() for name, each in matches.items()},
         "class_AP": {name: _by_class(each, classes) for name, each in matches.items()},
         **dataclasses.asdict(drop),
@@ -79,6 +88,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", default="street", help="street, or a COCO, VOC or YOLO folder")
     parser.add_argument("--split", default="test")
     parser.add_argument("--images", type=int, help="the first N of the split; default: all")
+    parser.add_argument(
+        "--min-side", type=float, default=0.0, help="leave out objects with a shorter box, px"
+    )
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-drop", type=float, help="of AP, 0..1, for the upper bound of 95 %%")
@@ -102,28 +114,64 @@ def _load(args: argparse.Namespace, precision: str) -> Any:
 def _run(args: argparse.Namespace, predictors: dict[str, Any]) -> dict[str, Matches]:
     """Both precisions on every image, read once."""
     source = _open(args, predictors[args.against].manifest)
-    matches = {name: Matches(len(source.classes)) for name in predictors}
+    joints = predictors[args.against].manifest.joints
+    limit = MAX_DETECTIONS if joints is None else MAX_POSES
+    matches = {name: Matches(len(source.classes), limit) for name in predictors}
     count = min(len(source), args.images or len(source))
     show = _show(count)
     for number, sample in enumerate(_samples(source, args.images), start=1):
-        truth = sample.boxes_xyxy, sample.classes, sample.is_crowd
+        is_ignored = _ignored(sample, args.min_side, has_joints=joints is not None)
+        truth = sample.boxes_xyxy, sample.classes, is_ignored
         for name, predictor in predictors.items():
             found = predictor(sample.image, score_threshold=SCORE_FLOOR)
-            matches[name].add(found.boxes_xyxy, found.scores, found.classes, *truth)
+            overlaps = None if joints is None else _joint_overlaps(found, sample, joints)
+            matches[name].add(found.boxes_xyxy, found.scores, found.classes, *truth, overlaps)
         show(number)
     return matches
 
 
 def _open(args: argparse.Namespace, manifest: Any) -> Any:
     from training.data import open_data
+    from training.data.jointed import Jointed
+    from training.data.joints import FACE_LANDMARKS
 
-    source = open_data(args.data, args.split)
+    if manifest.task == "pose_crop":
+        raise KestrelError(
+            f"{args.bundle} takes crops of people, which are no images of a data set; expected a "
+            "bundle that finds objects. export/verify.py scores it on crops."
+        )
+    if manifest.joints is None:
+        source = open_data(args.data, args.split)
+    else:
+        is_faces = manifest.joints.names == FACE_LANDMARKS.joints
+        labels = ("landmarks" if is_faces else "keypoints",)
+        source = Jointed(open_data(args.data, args.split, labels))
     if tuple(source.classes) != tuple(manifest.classes):
         raise KestrelError(
             f"{args.data} has the classes {', '.join(source.classes)}; the bundle has "
             f"{', '.join(manifest.classes)}. Give data of the bundle's classes."
         )
     return source
+
+
+def _ignored(sample: Any, min_side: float, *, has_joints: bool) -> Any:
+    """(G,) bool: crowds, objects too small, and with joints those that have none labelled."""
+    sides = (sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2]).max(axis=1, initial=0)
+    is_ignored = sample.is_crowd | (sides < min_side)
+    if has_joints:
+        is_ignored = is_ignored | ~(sample.keypoints_xyv[..., 2] > 0).any(axis=1)
+    return is_ignored
+
+
+def _joint_overlaps(found: Any, sample: Any, joints: Any) -> Any:
+    """(N, G) object keypoint similarity of results and objects."""
+    from training.metrics.keypoints import BODY_SHARE
+
+    boxes, sigmas = sample.boxes_xyxy, joints.sigmas or (OTHER_SIGMA,) * len(joints.names)
+    areas = BODY_SHARE * (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    if sample.masks is not None:
+        areas = sample.masks.sum(axis=(1, 2))
+    return joint_overlap(found.keypoints_xyc, sample.keypoints_xyv, boxes, areas, sigmas)
 
 
 def _samples(source: Any, count: int | None) -> Iterator[Any]:

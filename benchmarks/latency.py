@@ -22,12 +22,13 @@ import numpy as np
 
 from benchmarks.measure.closed_loop import Measurement, run_closed_loop
 from benchmarks.measure.fingerprint import describe_bundle, describe_libraries, describe_machine
-from benchmarks.measure.looping import LoopingSource
+from benchmarks.measure.looping import open_looping
 from benchmarks.measure.process import Usage, read_usage
 from benchmarks.report.latency import format_latency_table, render_latency_page
 from runtime.contract.errors import EXIT_DONE, SourceError, run_script
 from runtime.contract.files import write_text
 from runtime.pipeline.sinks.base import check_target, make_folder
+from runtime.pipeline.sources import Source
 from runtime.pipeline.stopping import StopSignal
 from runtime.pipeline.timing import Spread
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         check_target(args.out / name, suffixes=())
     machine = describe_machine()  # before we make it busy
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(LoopingSource(args.source))
+        source = stack.enter_context(open_looping(args.source))
         idle = read_usage()
         predictor, cold_start = _start_cold(args, source)
         stack.enter_context(predictor)
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         "of ours, nothing encoded",
         "source": args.source,
         "frame_wh": list(source.size_wh),
-        "rounds": source.num_rounds,
+        "rounds": source.round_number,
         "warm_up_frames": args.warm_up,
         "measured_frames": measurement.times.num_frames,
         "draws": True,
@@ -117,7 +118,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _start_cold(args: argparse.Namespace, source: LoopingSource) -> tuple[Any, dict[str, float]]:
+def _start_cold(args: argparse.Namespace, source: Source) -> tuple[Any, dict[str, float]]:
     """Load the bundle and get one result, as a program that has just been started does."""
     from runtime.predictor import load
 

@@ -5,12 +5,18 @@ python benchmarks/speed.py out/demo/retinanet --checkpoint weights/retinanet_sma
 All run in one go, in interleaved rounds, on the same frames, from a uint8 picture of network size
 to detections in NumPy: normalisation, network, decode, selection and suppression are in it; reading
 and resizing the frame are not. Ratios are against ONNX Runtime in float32.
+
+python benchmarks/speed.py runs/yolact --drawn 1280x720
+
+measures the runtime from a frame of that size to the frame with its results drawn: fitting it into
+the network's input, engine, results in source pixels, masks, boxes and labels.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import shlex
 import sys
 import tempfile
@@ -25,7 +31,7 @@ if not __package__:  # run by path: import from the repository root, not from th
 import numpy as np
 
 from benchmarks.measure.fingerprint import describe_bundle, describe_libraries, describe_machine
-from benchmarks.measure.looping import LoopingSource
+from benchmarks.measure.looping import open_looping
 from benchmarks.measure.peers import Frames, Peer, RuntimePeer, TorchPeer
 from benchmarks.measure.rounds import Series, compare, run_rounds
 from benchmarks.report.speed import format_speed_table
@@ -40,6 +46,8 @@ SCHEMA = 1
 NUM_FRAMES = 8
 FRAME_STEP = 3  # of the source's frames: neighbours are much alike
 REFERENCE = "onnxruntime fp32"
+MEASURED = "uint8 picture of network size to detections in NumPy; batch 1"
+MEASURED_DRAWN = "frame to the frame with its results drawn; batch 1"
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.checkpoint is not None:
         _check_checkpoint(bundle, args.checkpoint)
     machine = describe_machine()  # before we make it busy
-    frames = _read_frames(args.source, bundle)
+    frames = _read_frames(args.source, bundle, args.drawn)
     left_out: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         peers = _open_peers(args, bundle, frames, left_out, stack)
@@ -116,7 +124,8 @@ def main(argv: list[str] | None = None) -> int:
         },
         "left_out": left_out,
         "settings": {
-            "measured": "uint8 picture of network size to detections in NumPy; batch 1",
+            "measured": MEASURED if args.drawn is None else MEASURED_DRAWN,
+            "frame_wh": [frames.shape[2], frames.shape[1]],
             "reference": REFERENCE,
             "source": args.source,
             "frames": len(frames),
@@ -143,6 +152,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--source", default="street", help="frames: video, images, or street")
     parser.add_argument("--peers", nargs="+", metavar="WORD", help="only those with such a word")
+    parser.add_argument(
+        "--drawn", type=_parse_size, metavar="WIDTHxHEIGHT", help="frame of this size to drawing"
+    )
     parser.add_argument("--rounds", type=int, default=12, help="default 12")
     parser.add_argument("--turn-seconds", type=float, default=1.0, help="of a peer a round; 1")
     parser.add_argument("--rest-seconds", type=float, default=0.3, help="before a turn; 0.3")
@@ -155,6 +167,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if args.rounds < 1 or args.turn_seconds <= 0 or args.rest_seconds < 0:
         parser.error("expected --rounds of 1 or more, and times that are not negative")
     return args
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of "1280x720"."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected one such as 1280x720")
+    return int(width), int(height)
 
 
 def _check_checkpoint(bundle: Bundle, checkpoint: Path) -> None:
@@ -170,11 +190,15 @@ def _check_checkpoint(bundle: Bundle, checkpoint: Path) -> None:
         )
 
 
-def _read_frames(source: str, bundle: Bundle) -> Frames:
-    """(N, H, W, 3) uint8 BGR: frames of the source, letterboxed to network size."""
+def _read_frames(source: str, bundle: Bundle, size_wh: tuple[int, int] | None) -> Frames:
+    """(N, H, W, 3) uint8 BGR: frames of the source, fitted into the network's input or resized."""
     geometry = bundle.manifest.geometry
+    if size_wh is not None:
+        geometry = dataclasses.replace(
+            geometry, width=size_wh[0], height=size_wh[1], resize="stretch"
+        )
     frames = np.full((NUM_FRAMES, geometry.height, geometry.width, 3), geometry.pad_value, np.uint8)
-    with contextlib.closing(LoopingSource(source)) as reader:
+    with contextlib.closing(open_looping(source)) as reader:
         for row in range(NUM_FRAMES):
             for _ in range(FRAME_STEP):
                 frame = reader.read()
@@ -220,6 +244,8 @@ def _open_peers(
 def _why_not(entry: Entry, args: argparse.Namespace, bundle: Bundle) -> str:
     if entry.is_bf16 and not is_bf16_fast():
         return "this CPU does not compute in bf16"
+    if not entry.backend and args.drawn is not None:
+        return "it draws nothing"
     if not entry.backend:
         return "" if args.checkpoint else "no --checkpoint was given"
     have = bundle.manifest.precisions
@@ -245,6 +271,7 @@ def _open_peer(
         precision=entry.precision,
         allow_unverified=args.allow_unverified,
         options={**entry.options, **threads_option},
+        is_drawn=args.drawn is not None,
     )
 
 
@@ -255,12 +282,12 @@ def _describe(
     entry = next(entry for entry in ENTRIES if entry.name == name)
     ratio = compare(series, reference)
     p50, p90 = np.percentile(series.ms, (50, 90)).tolist()
-    is_engine = bool(len(series.engine_ms))
+    parts = {part: round(float(np.median(ms)), 4) for part, ms in series.parts_ms.items()}
     return {
         "p50_ms": round(p50, 4),
         "p90_ms": round(p90, 4),
         "min_ms": round(float(series.ms.min()), 4),
-        "engine_p50_ms": round(float(np.median(series.engine_ms)), 4) if is_engine else None,
+        "parts_p50_ms": parts,
         "times_faster": round(ratio.times_faster, 4),
         "interval": [round(ratio.low, 4), round(ratio.high, 4)],
         "results_a_frame": round(series.results_a_frame, 3),

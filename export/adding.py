@@ -8,7 +8,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -18,14 +18,16 @@ from export.precision.int8.calibration import (
     CALIBRATION_NAME,
     METHOD,
     Calibration,
-    calibrate,
+    calibrate_graphs,
     read_calibrations,
+    summarise,
     write_calibrations,
 )
 from export.precision.int8.images import CalibrationFrames
 from export.precision.int8.rewriting import to_int8
 from export.precision.mixed import ASSIGNMENT_NAME, Assignment, write_assignments
 from export.precision.writing import Conversion, name_files, write_files
+from export.proof.frames import opener_for
 from runtime.contract.bundle import VERIFY_NAME, Bundle
 from runtime.contract.errors import BundleError
 from runtime.contract.files import write_json, write_text
@@ -47,7 +49,7 @@ def add_int8(
     heads: str | None = None,
     report: Callable[[str], None],
 ) -> Manifest:
-    """Calibrate a bundle's float32 graph and write it as int8 beside what is there.
+    """Calibrate a bundle's float32 graphs and write them as int8 beside what is there.
 
     Args:
         path: the bundle's folder; it takes the place of itself when all is done.
@@ -61,14 +63,14 @@ def add_int8(
         report: told each step, for the screen.
 
     Raises:
-        BundleError: no bundle of one graph with fp32. KestrelError: of the calibration.
+        BundleError: no bundle's folder with fp32. KestrelError: of the calibration.
     """
     bundle = Bundle.open(path, allow_unverified=True)
-    base = float_graph(bundle)
+    bases = float_graphs(bundle)
     manifest = bundle.manifest
-    calibration = find_calibration(
+    calibrations = find_calibrations(
         manifest,
-        base,
+        bases,
         data=data,
         count=count,
         method=method,
@@ -78,16 +80,17 @@ def add_int8(
     )
     with replacing_folder(path, report) as folder:
         expect_same(path, manifest)
-        added = write_added(manifest, base, calibration, path, folder)
+        added = write_added(manifest, bases, calibrations, path, folder)
     if MIXED in manifest.precisions:
         report(f"{MIXED} is gone: its ranges were others. Search again with --ap-budget.")
-    report(f"{ADDED} added to {path}: {', '.join(_names(added.graphs[GRAPH], [ADDED]))}")
+    names = [name for graph in added.graphs.values() for name in _names(graph, [ADDED])]
+    report(f"{ADDED} added to {path}: {', '.join(names)}")
     return added
 
 
-def find_calibration(
+def find_calibrations(
     manifest: Manifest,
-    base: onnx.ModelProto,
+    bases: Mapping[str, onnx.ModelProto],
     *,
     data: str,
     count: int,
@@ -95,21 +98,31 @@ def find_calibration(
     stored: Path | None,
     heads: str | None,
     report: Callable[[str], None],
-) -> Calibration:
-    """Calibrate a float32 graph, or take a stored calibration; arguments as of `add_int8`."""
+) -> dict[str, Calibration]:
+    """Calibrate float32 graphs, or take stored calibrations; arguments as of `add_int8`."""
+    opened = opener_for(manifest, manifest.task)
     if stored is not None:
-        calibration = _read_stored(stored)
-        frames = (
-            CalibrationFrames(data, manifest.geometry, calibration.num_images) if data else None
-        )
+        calibrations = _read_stored(stored, bases)
+        number = next(iter(calibrations.values())).num_images
+        frames = CalibrationFrames(data, manifest.geometry, number, opened) if data else None
         images_sha256 = frames.hash() if frames is not None else ""
-        calibration.refuse_other(base, method=method or "", images_sha256=images_sha256)
+        for name, each in calibrations.items():
+            each.refuse_other(bases[name], method=method or "", images_sha256=images_sha256)
     else:
-        frames = CalibrationFrames(data, manifest.geometry, count)
-        sha256 = manifest.training.get("checkpoint_sha256", "")
-        calibration = calibrate(base, frames, method=method or METHOD, checkpoint_sha256=sha256)
+        frames = CalibrationFrames(data, manifest.geometry, count, opened)
+        calibrations = calibrate_graphs(
+            bases,
+            frames,
+            state=manifest.state,
+            method=method or METHOD,
+            checkpoint_sha256=manifest.training.get("checkpoint_sha256", ""),
+        )
         heads = heads or "float"
-    calibration = dataclasses.replace(calibration, heads=heads or calibration.heads)
+    calibrations = {
+        name: dataclasses.replace(each, heads=heads or each.heads)
+        for name, each in calibrations.items()
+    }
+    calibration = next(iter(calibrations.values()))
     number = calibration.num_images
     report(f"ranges by {calibration.method} on {number} frame(s) of {calibration.data}")
     if number < FEW_IMAGES:
@@ -117,30 +130,46 @@ def find_calibration(
             f"warning: {number} frame(s) show little of what is to come, and what they do not "
             f"show is cut off. Give {FEW_IMAGES} or more; 100 are usual."
         )
-    return calibration
+    return calibrations
+
+
+def float_graphs(bundle: Bundle) -> dict[str, onnx.ModelProto]:
+    """The float32 graphs that a bundle's precisions were made of, as the trace gave them.
+
+    Raises:
+        BundleError: the bundle is a single file, or has no fp32.
+    """
+    if bundle.is_single_file:
+        raise BundleError(
+            f"{bundle.name} is a file alone; int8 is added to a bundle. Give the bundle's folder."
+        )
+    bases = {}
+    for name in bundle.manifest.graphs:
+        if not bundle.has_file(name, "fp32", "plugin"):
+            raise BundleError(
+                f"{bundle.folder} has no fp32 graph to make int8 of; it has "
+                f"{', '.join(bundle.manifest.precisions)}. Export it with --precision fp32 int8."
+            )
+        base = onnx.load(bundle.file(name, "fp32", "plugin"))
+        del base.functions[:]
+        del base.metadata_props[:]
+        bases[name] = base
+    return bases
 
 
 def float_graph(bundle: Bundle) -> onnx.ModelProto:
-    """The float32 graph that a bundle's precisions were made of, as the trace gave it.
+    """The float32 graph of a bundle of one graph, as of `float_graphs`.
 
     Raises:
-        BundleError: the bundle is a single file, has several graphs, or no fp32.
+        BundleError: the bundle has several graphs, too.
     """
-    graphs = list(bundle.manifest.graphs)
-    if bundle.is_single_file or graphs != [GRAPH]:
+    bases = float_graphs(bundle)
+    if [*bases] != [GRAPH]:
         raise BundleError(
-            f"{bundle.folder} has the graphs {', '.join(graphs)}; int8 is added to the folder of "
-            "a bundle with one graph. Give such a folder."
+            f"{bundle.folder} has the graphs {', '.join(bases)}; {MIXED} is searched on one graph. "
+            "Leave --ap-budget out: int8 works with several."
         )
-    if not bundle.has_file(GRAPH, "fp32", "plugin"):
-        raise BundleError(
-            f"{bundle.folder} has no fp32 graph to make int8 of; it has "
-            f"{', '.join(bundle.manifest.precisions)}. Export it with --precision fp32 int8."
-        )
-    base = onnx.load(bundle.file(GRAPH, "fp32", "plugin"))
-    del base.functions[:]
-    del base.metadata_props[:]
-    return base
+    return bases[GRAPH]
 
 
 def last_proof_data(path: Path) -> str:
@@ -152,13 +181,14 @@ def last_proof_data(path: Path) -> str:
         return "street"
 
 
-def _read_stored(path: Path) -> Calibration:
+def _read_stored(path: Path, graphs: Collection[str]) -> dict[str, Calibration]:
     calibrations = read_calibrations(path)
-    if GRAPH not in calibrations:
+    if not {*graphs} <= calibrations.keys():
         raise BundleError(
-            f"{path} has the graphs {', '.join(calibrations)}, expected {GRAPH!r}. Calibrate anew."
+            f"{path} has the graphs {', '.join(calibrations)}, expected {', '.join(graphs)}. "
+            "Calibrate anew."
         )
-    return calibrations[GRAPH]
+    return {name: calibrations[name] for name in graphs}
 
 
 def expect_same(path: Path, manifest: Manifest) -> None:
@@ -169,40 +199,28 @@ def expect_same(path: Path, manifest: Manifest) -> None:
 
 def write_added(
     manifest: Manifest,
-    base: onnx.ModelProto,
-    calibration: Calibration,
+    bases: Mapping[str, onnx.ModelProto],
+    calibrations: Mapping[str, Calibration],
     path: Path,
     folder: Path,
     assignment: Assignment | None = None,
 ) -> Manifest:
-    """Write what a bundle holds, and int8, and mixed where there is an assignment, to a folder."""
-    is_int8 = calibration.heads == "int8"
-    conversions: dict[str, Conversion] = {
-        ADDED: functools.partial(to_int8, ranges=calibration.ranges, quantise_heads=is_int8)
-    }
-    for_cpus: dict[str, Conversion] = {}
-    if assignment is not None:
-        conversions[MIXED], for_cpus[MIXED] = assignment.to_mixed, assignment.to_int8
+    """Write what a bundle holds, and int8, and mixed where there is an assignment, to a folder.
+
+    An assignment is of a bundle of one graph.
+    """
+    written = (ADDED, MIXED) if assignment is not None else (ADDED,)
     if assignment is None:
         manifest = _without_mixed(manifest)  # its ranges were others
-    old = manifest.graphs[GRAPH]
-    new = name_files(GRAPH, list(conversions))
-    replaced = {*_names(new, conversions), *(f"{GRAPH}.{each}.weights" for each in conversions)}
-    graph = Graph(
-        files=old.files | new.files,
-        plugin_files=old.plugin_files | new.plugin_files,
-        cpu_files=old.cpu_files | new.cpu_files,
-        sha256={name: value for name, value in old.sha256.items() if name not in replaced},
-    )
     grown = dataclasses.replace(
         manifest,
-        graphs={GRAPH: graph},
-        precisions=tuple(dict.fromkeys((*manifest.precisions, *conversions))),
-        calibration=calibration.summary(),
+        graphs={name: _grow(name, graph, written) for name, graph in manifest.graphs.items()},
+        precisions=tuple(dict.fromkeys((*manifest.precisions, *written))),
+        calibration=summarise(calibrations),
     )
-    rewritten = {MANIFEST_NAME, VERIFY_NAME, CALIBRATION_NAME, ASSIGNMENT_NAME, *replaced}
-    rewritten.add(PLOT_NAME)
-    rewritten |= {*_names(name_files(GRAPH, [MIXED]), [MIXED]), f"{GRAPH}.{MIXED}.weights"}
+    rewritten = {MANIFEST_NAME, VERIFY_NAME, CALIBRATION_NAME, ASSIGNMENT_NAME, PLOT_NAME}
+    for name in bases:
+        rewritten |= _all_names(name, (ADDED, MIXED))
     shutil.copytree(
         path,
         folder,
@@ -210,18 +228,47 @@ def write_added(
         ignore=shutil.ignore_patterns(*rewritten),
         dirs_exist_ok=True,
     )
-    complete = write_files(base, GRAPH, grown, folder, conversions, for_cpus)
-    grown = dataclasses.replace(grown, graphs={GRAPH: complete})
+    for_cpus: dict[str, Conversion] = {MIXED: assignment.to_int8} if assignment else {}
+    complete = {}
+    for name, base in bases.items():
+        ranges, is_int8 = calibrations[name].ranges, calibrations[name].heads == "int8"
+        conversions: dict[str, Conversion] = {
+            ADDED: functools.partial(to_int8, ranges=ranges, quantise_heads=is_int8)
+        }
+        if assignment is not None:
+            conversions[MIXED] = assignment.to_mixed
+        complete[name] = write_files(base, name, grown, folder, conversions, for_cpus)
+    grown = dataclasses.replace(grown, graphs=complete)
     write_text(folder / MANIFEST_NAME, grown.to_json())
-    write_calibrations(folder / CALIBRATION_NAME, {GRAPH: calibration})
+    write_calibrations(folder / CALIBRATION_NAME, calibrations)
     if assignment is not None:
         write_assignments(folder / ASSIGNMENT_NAME, {GRAPH: assignment})
-    _keep_proof(path / VERIFY_NAME, folder / VERIFY_NAME, {*conversions, MIXED})
+    _keep_proof(path / VERIFY_NAME, folder / VERIFY_NAME, {ADDED, MIXED})
     return grown
+
+
+def _grow(name: str, old: Graph, written: Collection[str]) -> Graph:
+    """A graph's entry with the files of more precisions; what is replaced loses its hash."""
+    new = name_files(name, [*written])
+    replaced = _all_names(name, written)
+    return Graph(
+        files=old.files | new.files,
+        plugin_files=old.plugin_files | new.plugin_files,
+        cpu_files=old.cpu_files | new.cpu_files,
+        sha256={name: value for name, value in old.sha256.items() if name not in replaced},
+    )
+
+
+def _all_names(name: str, precisions: Collection[str]) -> set[str]:
+    """The files of some precisions of a graph, external weights among them."""
+    weights = {f"{name}.{each}.weights" for each in precisions}
+    return {*_names(name_files(name, [*precisions]), precisions)} | weights
 
 
 def _without_mixed(manifest: Manifest) -> Manifest:
     """A manifest that holds no mixed graphs: they go when int8 is made anew without a search."""
+    if MIXED not in manifest.precisions:
+        return manifest
     graph = manifest.graphs[GRAPH]
     gone = {*_names(graph, [MIXED]), f"{GRAPH}.{MIXED}.weights"}
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,28 @@ import onnx
 import torch
 
 from export.graph.batch_norm import fold_batch_norms
-from export.graph.end_to_end import end_to_end, trace
+from export.graph.end_to_end import (
+    MODEL,
+    end_to_end,
+    inputs_of_model,
+    outputs_of_model,
+    state_of,
+    trace,
+    trace_frames,
+)
 from export.placing import check_target, replacing_folder
 from export.precision.int8.calibration import (
     CALIBRATION_NAME,
     NUM_IMAGES,
-    calibrate,
+    calibrate_graphs,
+    summarise,
     write_calibrations,
 )
 from export.precision.int8.images import CalibrationFrames
 from export.precision.int8.rewriting import to_int8
 from export.precision.writing import CONVERSIONS, name_files, write_files
-from export.proof.frames import network_frames
+from export.proof.clips import clip_results, network_clips
+from export.proof.frames import network_frames, opener_for
 from export.tasks import task_module
 from runtime.contract.errors import BundleError
 from runtime.contract.manifest import (
@@ -38,13 +48,15 @@ from runtime.contract.manifest import (
     InputGeometry,
     Manifest,
 )
-from runtime.contract.outputs import INPUTS, outputs_of
+from runtime.contract.matching import Rows
+from runtime.contract.outputs import INPUTS, KEY, NONKEY, SCORE_THRESHOLD, outputs_of
 from runtime.contract.samples import SAMPLES_NAME, Samples, write_samples
 from training.loop.checkpoint import file_sha256, load_release, shipped_checkpoint
 from training.models import model_variant
-from training.models.base import Model, Spec
+from training.models.base import Model, Spec, TemporalModel
 
 NUM_SAMPLES = 16
+NUM_CLIPS, CLIP_LENGTH = 4, 4  # of the samples of a model for video
 BATCHES = (1, 4)
 
 
@@ -118,15 +130,19 @@ def write_bundle(options: ExportOptions, report: Callable[[str], None]) -> Manif
     frames = _calibration_frames(model, options)
     with replacing_folder(options.out, report) as folder:
         manifest = _write_graphs(model, options, header, path, folder, frames)
-        report(f"graphs {', '.join(manifest.graphs['model'].sha256)}")
+        names = [name for graph in manifest.graphs.values() for name in graph.sha256]
+        report(f"graphs {', '.join(names)}")
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-        write_samples(folder / SAMPLES_NAME, {"model": samples})
-        report(f"samples: {len(samples)} frames with PyTorch's results")
+        write_samples(folder / SAMPLES_NAME, samples)
+        count = sum(len(each) for each in samples.values())
+        report(f"samples: {count} frames with PyTorch's results")
     return manifest
 
 
 def with_fitting_candidates(model: Model) -> Spec:
     """The model's spec, with no more candidates than its head has (anchor, class) pairs."""
+    if SCORE_THRESHOLD not in INPUTS[model.task]:  # nothing is selected
+        return model.spec
     height, width = model.spec.size_hw
     with torch.no_grad():
         found = model.candidates(model(torch.zeros(1, 3, height, width)))
@@ -138,7 +154,8 @@ def _calibration_frames(model: Model, options: ExportOptions) -> CalibrationFram
     if "int8" not in options.precisions:
         return None
     data = options.calibration_data or options.data
-    return CalibrationFrames(data, _geometry(model.spec), options.calibration_images)
+    opened = opener_for(model.spec, model.task)
+    return CalibrationFrames(data, _geometry(model.spec), options.calibration_images, opened)
 
 
 def _write_graphs(
@@ -149,29 +166,41 @@ def _write_graphs(
     folder: Path,
     frames: CalibrationFrames | None,
 ) -> Manifest:
-    base = trace_base(model)
-    graph = name_files("model", options.precisions)
-    manifest = describe(model, options, header, path, graph)
-    conversions = dict(CONVERSIONS)
+    bases = trace_bases(model)
+    graphs = {name: name_files(name, options.precisions) for name in bases}
+    manifest = describe(model, options, header, path, graphs)
+    ranges: dict[str, dict[str, float]] = {}
     if frames is not None:
         checkpoint_sha256 = manifest.training["checkpoint_sha256"]
-        calibration = calibrate(base, frames, checkpoint_sha256=checkpoint_sha256)
-        write_calibrations(folder / CALIBRATION_NAME, {"model": calibration})
-        manifest = dataclasses.replace(manifest, calibration=calibration.summary())
-        conversions["int8"] = functools.partial(to_int8, ranges=calibration.ranges)
-    complete = write_files(base, "model", manifest, folder, conversions)
-    return dataclasses.replace(manifest, graphs={"model": complete})
+        calibrations = calibrate_graphs(
+            bases, frames, state=manifest.state, checkpoint_sha256=checkpoint_sha256
+        )
+        write_calibrations(folder / CALIBRATION_NAME, calibrations)
+        manifest = dataclasses.replace(manifest, calibration=summarise(calibrations))
+        ranges = {name: each.ranges for name, each in calibrations.items()}
+    complete = {}
+    for name, base in bases.items():
+        conversions = dict(CONVERSIONS)
+        if name in ranges:
+            conversions["int8"] = functools.partial(to_int8, ranges=ranges[name])
+        complete[name] = write_files(base, name, manifest, folder, conversions)
+    return dataclasses.replace(manifest, graphs=complete)
 
 
-def trace_base(model: Model) -> onnx.ModelProto:
-    """The float32 graph that every precision is made of."""
-    base = trace(model)
-    fold_batch_norms(base)
-    return base
+def trace_bases(model: Model) -> dict[str, onnx.ModelProto]:
+    """The float32 graphs that every precision is made of, by name."""
+    bases = trace_frames(model) if isinstance(model, TemporalModel) else {MODEL: trace(model)}
+    for base in bases.values():
+        fold_batch_norms(base)
+    return bases
 
 
 def describe(
-    model: Model, options: ExportOptions, header: dict[str, Any], checkpoint: Path, graph: Graph
+    model: Model,
+    options: ExportOptions,
+    header: dict[str, Any],
+    checkpoint: Path,
+    graphs: Mapping[str, Graph],
 ) -> Manifest:
     """The manifest of a model, but for the hashes of its files."""
     spec = model.spec
@@ -185,10 +214,11 @@ def describe(
         task=model.task,
         classes=spec.classes,
         category_ids=spec.category_ids,
-        inputs=INPUTS[model.task],
-        outputs=outputs_of(model.task, model.optional_outputs),
+        inputs=inputs_of_model(model),
+        outputs=outputs_of_model(model),
         geometry=_geometry(spec),
-        graphs={"model": graph},
+        graphs=dict(graphs),
+        state=state_of(model),
         precisions=options.precisions,
         batches=BATCHES,
         defaults=Defaults(spec.score_threshold, spec.iou_threshold),
@@ -214,14 +244,27 @@ def version() -> str:
     return "unknown"
 
 
-def make_samples(model: Model, data: str) -> Samples:
-    """Network-size frames and what PyTorch answers, at thresholds that vary from frame to frame.
+def make_samples(model: Model, data: str) -> dict[str, Samples]:
+    """Network-size frames and what PyTorch answers, for each graph of a model."""
+    if not isinstance(model, TemporalModel):
+        opened = opener_for(model.spec, model.task)
+        frames = network_frames(data, model.spec, NUM_SAMPLES, opened)
+        feeds = _sample_feeds(model, frames)
+        return {MODEL: Samples(feeds=feeds, results=torch_results(model, feeds))}
+    frames = network_clips(data, model.spec, NUM_CLIPS, CLIP_LENGTH)
+    fed = {
+        graph: _sample_feeds(model, each) for graph, each in zip((KEY, NONKEY), frames, strict=True)
+    }
+    return {graph: Samples(fed[graph], each) for graph, each in clip_results(model, fed).items()}
+
+
+def _sample_feeds(model: Model, frames: np.ndarray) -> Rows:
+    """Frames with thresholds that vary from one to the next.
 
     Of four frames one runs at the defaults, one with scores from half of the default, one with
     half of the classes switched off, one with a strict suppression: an engine that ignores its
     thresholds shows.
     """
-    frames = network_frames(data, model.spec.size_hw, NUM_SAMPLES)
     count, num_classes = len(frames), len(model.spec.classes)
     scores = np.full((count, num_classes), model.spec.score_threshold, np.float32)
     ious = np.full((count,), model.spec.iou_threshold, np.float32)
@@ -229,8 +272,7 @@ def make_samples(model: Model, data: str) -> Samples:
     scores[2::4, ::2] = 1.1
     ious[3::4] = 0.2
     feeds = {"image": frames, "score_threshold": scores, "iou_threshold": ious}
-    feeds = {spec.name: feeds[spec.name] for spec in INPUTS[model.task]}
-    return Samples(feeds=feeds, results=torch_results(model, feeds))
+    return {spec.name: feeds[spec.name] for spec in inputs_of_model(model)}
 
 
 def torch_results(model: Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,10 +13,11 @@ from typing import Any
 import onnx
 
 from export.adding import (
+    GRAPH,
     MIXED,
     PLOT_NAME,
     expect_same,
-    find_calibration,
+    find_calibrations,
     float_graph,
     write_added,
 )
@@ -34,6 +35,8 @@ from runtime.contract.errors import BundleError, KestrelError, one_line
 from runtime.contract.files import write_json
 from runtime.contract.manifest import Manifest
 from training.data import DataError
+from training.models import model_class
+from training.models.base import TemporalModel
 
 SEARCH_IMAGES = 500
 COST = "macs"  # what makes one choice faster than another
@@ -97,9 +100,9 @@ def add_mixed(
     bundle = Bundle.open(path, allow_unverified=True)
     base, manifest = float_graph(bundle), bundle.manifest
     frames = LabelledFrames(options.data, "val", manifest, options.num_images)
-    calibration = find_calibration(
+    calibrations = find_calibrations(
         manifest,
-        base,
+        {GRAPH: base},
         data=data,
         count=count,
         method=method,
@@ -107,15 +110,25 @@ def add_mixed(
         heads=heads,
         report=report,
     )
-    search = _Search(base, manifest, calibration, frames, options, path, report)
+    search = _Search(base, manifest, calibrations[GRAPH], frames, options, path, report)
     choice, document = search.run()
     with replacing_folder(path, report) as folder:
         expect_same(path, manifest)
-        write_added(manifest, base, calibration, path, folder, search.assign(choice.floats))
+        assignment = search.assign(choice.floats)
+        write_added(manifest, {GRAPH: base}, calibrations, path, folder, assignment)
         _write_search(folder / VERIFY_NAME, document)
         draw_search(document, folder / PLOT_NAME)
     report(f"int8 and mixed added to {path}; the search is drawn in {PLOT_NAME}")
     return choice
+
+
+def refuse_temporal(name: str) -> None:
+    """Raise KestrelError where a registered model has several graphs, which are not searched."""
+    if issubclass(model_class(name), TemporalModel):
+        raise KestrelError(
+            f"--ap-budget: {name} has several graphs; {MIXED} is searched on one. Leave it out: "
+            "int8 works with several."
+        )
 
 
 def add_mixed_by_stored(path: Path, options: SearchOptions, *, report: Report) -> Choice:

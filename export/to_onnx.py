@@ -55,6 +55,10 @@ def export(args: argparse.Namespace) -> tuple[Path, int]:
         parse_size(args.size)  # a wrong size fails before slow imports
     check_ap_drop(args.max_ap_drop)
     search = search_options(args, args.data)
+    if search is not None:
+        from export.mixing import refuse_temporal
+
+        refuse_temporal(args.model)
     from export.bundling import ExportOptions, write_bundle
 
     out = args.out or Path("runs") / args.model

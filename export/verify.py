@@ -31,6 +31,7 @@ from runtime.contract.errors import (
 from runtime.contract.files import write_json
 from runtime.contract.limits import judge, limits_of
 from runtime.contract.manifest import Manifest
+from runtime.contract.outputs import KEY
 from runtime.sessions.base import Session
 
 BACKENDS = ("onnxruntime", "openvino")
@@ -75,7 +76,7 @@ def verify_bundle(
     manifest = bundle.manifest
     source = _find_checkpoint(path, manifest, checkpoint)
     reference = Reference.make(source, manifest, data, num_images)
-    reference.faults.extend(reference.check_samples(bundle.samples()))
+    reference.faults.extend(reference.check_samples(bundle))
     artifacts = [
         verify_artifact(bundle, precision, backend, reference, max_ap_drop)
         for precision in precisions or manifest.precisions
@@ -88,7 +89,7 @@ def verify_bundle(
         "images": len(reference.frames),
         "score_threshold": reference.floor,
         "AP_checkpoint": None,
-        **{f"{name}_checkpoint": score for name, score in reference.scores.items()},
+        **{f"{name}_checkpoint": score for name, score in reference.all_scores.items()},
         "artifacts": artifacts,
     }
     search = _kept_search(path / VERIFY_NAME)
@@ -120,13 +121,12 @@ def _kept_search(path: Path) -> dict[str, Any]:
 
 def check_sources(path: Path, checkpoint: Path | None, data: str) -> None:
     """Raise where `verify_bundle` would refuse its checkpoint or data, before work is done."""
+    from export.proof.frames import open_labelled
     from export.proof.reference import expect_checkpoint
-    from training.data import open_data
-    from training.tasks import task_module
 
     manifest = Bundle.open(path, allow_unverified=True).manifest
     expect_checkpoint(manifest, _find_checkpoint(path, manifest, checkpoint))
-    open_data(data, "val", task_module(manifest.task).LABELS)
+    open_labelled(manifest, data, "val")
 
 
 def _find_checkpoint(path: Path, manifest: Manifest, checkpoint: Path | None) -> Path:
@@ -171,9 +171,12 @@ def _examine(
 ) -> dict[str, Any]:
     """What a session finds, computes in and scores: figures, verdict and reasons."""
     from export.proof.auditing import audit_artifact
+    from export.proof.clip_reference import OneGraph
     from export.proof.plugin import compare_plugin
 
-    outputs = reference.run(session)
+    # What holds of a model for images holds of the key frames of one for video.
+    entry = OneGraph(session, KEY) if bundle.manifest.state else session
+    outputs = reference.run(entry)
     comparison = reference.compare(outputs)
     limits = limits_of(session.precision)
     figures = comparison.summary(limits.near)
@@ -182,18 +185,23 @@ def _examine(
         *reference.faults,
         *judge(figures, limits),
         *found["audit"]["reasons"],
-        *reference.probe(session),
+        *reference.probe(entry),
     ]
     if session.backend == "onnxruntime":
         reasons += compare_plugin(bundle, session.precision, reference.few())
-    found |= (scores := reference.score(session))
-    for name, expected in reference.scores.items():
+    sheet = bundle.folder / f"verify.{session.precision}.{session.backend}.png"
+    scores = reference.score(entry)
+    if reference.clips is not None:
+        found["clips"], clip_reasons = reference.clips.examine(session, sheet)
+        reasons += clip_reasons
+        scores |= reference.clips.score(session)
+    found |= scores
+    for name, expected in reference.all_scores.items():
         if expected - scores[name] > max_ap_drop:
             reasons.append(f"{name} {scores[name]:.4f}; the checkpoint has {expected:.4f}")
     if len(reasons) > len(reference.faults):
         reasons.extend(reference.explain(bundle, session.precision))
     if reasons or comparison.unmatched:
-        sheet = bundle.folder / f"verify.{session.precision}.{session.backend}.png"
         found["worst_frames"] = reference.draw(sheet, outputs)
     verdict = "fail" if reasons else "pass"
     if not reasons and not comparison.num_matched and not comparison.unmatched:
@@ -229,10 +237,20 @@ def print_table(document: dict[str, Any]) -> None:
         if names.keys() & row.keys():
             cells = [f"{_shown(row.get(key)):>{max(9, len(heads[key]))}}" for key in heads]
             print(" ".join([f"{name:18}", *cells, "", row["verdict"]]))
+            if "clips" in row:
+                figures = [
+                    f"{key.replace('_', ' ')} {_shown(value)}"
+                    for key, value in row["clips"].items()
+                ]
+                print(f"  clips: {', '.join(figures)}")
         else:
             print(f"{name:18} {row['verdict']}")
         for reason in row["reasons"]:
             print(f"  {reason}")
+
+
+def _shown_figures(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {_shown(each)}" for key, each in figures.items())
 
 
 def _is_figure(value: Any) -> bool:

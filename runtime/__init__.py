@@ -13,15 +13,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from runtime.poses import Faces, Poses
     from runtime.predictor import Predictor, load
     from runtime.results import Detections
+    from runtime.topdown import TopDown, load_topdown
 
 _PLACES = {
     "load": "runtime.predictor",
     "Predictor": "runtime.predictor",
+    "load_topdown": "runtime.topdown",
+    "TopDown": "runtime.topdown",
     "Detections": "runtime.results",
+    "Poses": "runtime.poses",
+    "Faces": "runtime.poses",
 }
-__all__ = ["Detections", "Predictor", "load"]
+__all__ = ["Detections", "Faces", "Poses", "Predictor", "TopDown", "load", "load_topdown"]
 
 
 def __getattr__(name: str) -> Any:

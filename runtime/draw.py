@@ -47,7 +47,7 @@ def draw_detections(frame_bgr: Frame, detections: Detections, *, labels: bool = 
 
     if detections.masks is not None:
         _tint_masks(frame_bgr, detections.masks, detections.classes.tolist())
-    thickness, font_scale = _sizes(frame_bgr)
+    thickness, font_scale = sizes_of(frame_bgr)
     corners = np.rint(detections.boxes_xyxy).astype(np.int32).tolist()
     rows = zip(corners, detections.scores.tolist(), detections.classes.tolist(), strict=True)
     for (x1, y1, x2, y2), score, index in reversed(list(rows)):  # the surest lies on top
@@ -61,7 +61,7 @@ def draw_detections(frame_bgr: Frame, detections: Detections, *, labels: bool = 
 
 def draw_caption(frame_bgr: Frame, lines: Sequence[str]) -> Frame:
     """Write lines of text into the frame's upper left corner, in place."""
-    _, font_scale = _sizes(frame_bgr)
+    _, font_scale = sizes_of(frame_bgr)
     top = _MARGIN
     for line in lines:
         label = _render(line, _DARK, font_scale)
@@ -91,7 +91,7 @@ def _tint_masks(frame_bgr: Frame, masks: Masks, classes: Sequence[int]) -> None:
             np.copyto(part, mixed, where=inside[:, :, None])
 
 
-def _sizes(frame_bgr: Frame) -> tuple[int, float]:
+def sizes_of(frame_bgr: Frame) -> tuple[int, float]:
     """Line thickness in pixels and font scale that suit the frame's size."""
     side = min(frame_bgr.shape[:2])
     return max(1, round(side / 270)), max(0.4, round(side / 1000, 1))

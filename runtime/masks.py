@@ -13,16 +13,17 @@ from runtime.contract.outputs import MASK_INSIDE
 from runtime.preprocess import Letterbox
 from runtime.rle import encode_runs
 
-_ROUNDING = 1e-3  # of one step: a plain 128 that float32 gives as 127.99999 is inside
+_LIMIT = np.float32(MASK_INSIDE - 1e-3)  # a plain 128 that float32 gives as 127.99999 is inside
 _AXES_KEPT = 8
+_BLOCK_ROWS = 64  # of the frame that are enlarged at a time
 
 
 class MaskCrop(NamedTuple):
-    """A mask where its box lies.
+    """A mask where its object lies.
 
     Attributes:
         x1, y1: upper left pixel, in the source frame.
-        inside: (h, w) bool; empty where the box is.
+        inside: (h, w) bool; empty where no pixel can be inside.
     """
 
     x1: int
@@ -36,17 +37,17 @@ class Masks:
 
     A mask of the frame is the soft mask sampled at the centre of every pixel of the frame
     (bilinear, half-pixel centres, through the inverse of the letterbox), and inside where that is
-    128 or more. It is made each time it is asked for, within the box only: what lies beyond the
-    box, rounded outward to whole pixels, is outside.
+    128 or more. It is made each time it is asked for, around the object only.
+
+    The graph has cropped the soft mask to its box and one soft pixel around it, and nothing is cut
+    after that, as YOLACT publishes it: a mask may reach some pixels beyond its box.
 
     Attributes:
         soft: (N, h, w) uint8, 0..255, over the network's input, at prototype size.
-        boxes_xyxy: (N, 4) float32, pixels of the source frame, inside it.
         letterbox: between the source frame and the network's input.
     """
 
     soft: NDArray[np.uint8]
-    boxes_xyxy: NDArray[np.float32]
     letterbox: Letterbox
 
     def __len__(self) -> int:
@@ -54,18 +55,21 @@ class Masks:
 
     def __getitem__(self, index: slice | NDArray[Any] | list[int]) -> Masks:
         """A part of them, as of `Detections`."""
-        return Masks(self.soft[index], self.boxes_xyxy[index], self.letterbox)
+        return Masks(self.soft[index], self.letterbox)
 
     def crop(self, index: int) -> MaskCrop:
-        """One mask within its box; the cheapest way to it."""
-        height, width = self.letterbox.source_hw
-        x1, y1, x2, y2 = self.boxes_xyxy[index].tolist()
-        columns = slice(max(0, int(x1)), min(width, int(np.ceil(x2))))
-        rows = slice(max(0, int(y1)), min(height, int(np.ceil(y2))))
-        if columns.start >= columns.stop or rows.start >= rows.stop:
+        """One mask around its object; the cheapest way to it."""
+        soft = self.soft[index]
+        is_high = soft >= MASK_INSIDE
+        parts = []
+        axes = _make_axes(self.letterbox, soft.shape)
+        for axis, filled in zip(axes, (is_high.any(axis=1), is_high.any(axis=0)), strict=True):
+            places = filled.nonzero()[0]
+            parts.append(axis.reach(places[0], places[-1]) if len(places) else slice(0, 0))
+        rows, columns = parts
+        if rows.start >= rows.stop or columns.start >= columns.stop:
             return MaskCrop(columns.start, rows.start, np.zeros((0, 0), np.bool_))
-        axes = _make_axes(self.letterbox, self.soft.shape[1:])
-        return MaskCrop(columns.start, rows.start, _enlarge(self.soft[index], axes, rows, columns))
+        return MaskCrop(columns.start, rows.start, _enlarge(soft, axes, rows, columns))
 
     def bitmap(self, index: int) -> NDArray[np.bool_]:
         """One mask as (H, W) bool, of the source frame."""
@@ -115,12 +119,17 @@ class _Axis:
 
     Attributes:
         shares: (size, n) float32, how much of each soft pixel each pixel of the frame takes.
-        below, above: (size,) the two soft pixels that it takes of.
+        below, above: (size,) the two soft pixels that it takes of, rising.
     """
 
     shares: NDArray[np.float32]
     below: NDArray[np.intp]
     above: NDArray[np.intp]
+
+    def reach(self, first: int, last: int) -> slice:
+        """The pixels of the frame that take of the soft pixels first..last."""
+        start = int(self.above.searchsorted(first))
+        return slice(start, int(self.below.searchsorted(last, side="right")))
 
     def cut(self, part: slice) -> _Part:
         first, stop = int(self.below[part.start]), int(self.above[part.stop - 1]) + 1
@@ -152,9 +161,15 @@ def _enlarge(
     """Sample a soft mask (h, w) at a part of the frame's rows and columns, and compare.
 
     Bilinear sampling is a product with a matrix on either side, which NumPy does faster than to
-    look up and mix neighbours.
+    look up and mix neighbours; some rows at a time, since each takes of two soft rows only.
     """
-    on_y, on_x = (axis.cut(part) for axis, part in zip(axes, (rows, columns), strict=True))
-    few = soft[on_y.first : on_y.stop, on_x.first : on_x.stop].astype(np.float32)
-    values = on_y.shares @ (few @ on_x.shares.T)
-    return np.asarray(values >= MASK_INSIDE - _ROUNDING)
+    on_x = axes[1].cut(columns)
+    few = soft[:, on_x.first : on_x.stop]
+    inside = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
+    for start in range(rows.start, rows.stop, _BLOCK_ROWS):
+        block = slice(start, min(start + _BLOCK_ROWS, rows.stop))
+        on_y = axes[0].cut(block)
+        values = few[on_y.first : on_y.stop].astype(np.float32) @ on_x.shares.T
+        part = inside[start - rows.start : block.stop - rows.start]
+        np.greater_equal(on_y.shares @ values, _LIMIT, out=part)
+    return inside

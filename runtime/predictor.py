@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,21 @@ import numpy as np
 from runtime.contract.bundle import Bundle
 from runtime.contract.errors import BundleError, SessionError
 from runtime.contract.manifest import Manifest
-from runtime.contract.outputs import IMAGE, SCORE_THRESHOLD
-from runtime.preprocess import Frame, Letterbox, frame_hw
+from runtime.contract.outputs import CHANGE, KEY, NONKEY
+from runtime.feeding import Feeder, Prepared
+from runtime.keyframes import (
+    Choice,
+    KeyframeOptions,
+    KeyframeScheduler,
+    KeyframeSummary,
+    Sight,
+    thumbnail_of,
+)
+from runtime.preprocess import Frame
 from runtime.results import Detections
 from runtime.sessions import open_session
-from runtime.sessions.base import Array, Session, Stream, Ticket
+from runtime.sessions.base import Results, Session, Stream, Ticket
 from runtime.tasks import IouThreshold, ScoreThreshold, load_task
-
-_PADDING_THRESHOLD = 2.0  # rows that only fill a batch: no score exceeds it
 
 
 def load(
@@ -30,6 +38,9 @@ def load(
     precision: str | None = None,
     *,
     allow_unverified: bool = False,
+    schedule: str | None = None,
+    key_interval: int | None = None,
+    max_key_age_ms: float | None = None,
     **options: Any,
 ) -> Predictor:
     """Load a bundle and make it ready for frames.
@@ -39,22 +50,33 @@ def load(
         backend: "auto", "tensorrt", "tensorrt_rtx", "onnxruntime" or "openvino".
         precision: one of the bundle's; None takes fp16 on a GPU and fp32 on a CPU.
         allow_unverified: load an artifact whose verdict is "fail".
+        schedule, key_interval, max_key_age_ms: of a temporal model: which frames are key frames,
+            as in `KeyframeOptions`; None takes its default.
         **options: the backend's own, e.g. threads=2.
 
     Raises:
         BundleError: no bundle there, damaged, lacks the precision, or failed its verification.
         SessionError: no backend can run it.
+        ValueError: a wrong schedule, or one for a model that has no key frames.
     """
+    asked = {
+        "schedule": schedule,
+        "key_interval": key_interval,
+        "max_key_age_ms": max_key_age_ms,
+    }
     bundle = Bundle.open(path, allow_unverified=allow_unverified)
     load_task(bundle.manifest.task)  # a task that is unknown should not cost an engine build
+    keyframes = _keyframe_options(bundle, asked)
     try:
-        return Predictor(open_session(bundle, backend, precision, **options), bundle.manifest)
+        session = open_session(bundle, backend, precision, **options)
     except BundleError:
         now = Bundle.open(path, allow_unverified=allow_unverified)
         if now.manifest == bundle.manifest:
             raise
-    # An export put another bundle there meanwhile, and files of two do not go together.
-    return Predictor(open_session(now, backend, precision, **options), now.manifest)
+        # An export put another bundle there meanwhile, and files of two do not go together.
+        bundle, keyframes = now, _keyframe_options(now, asked)
+        session = open_session(bundle, backend, precision, **options)
+    return Predictor(session, bundle.manifest, keyframes=keyframes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +87,13 @@ class Timings:
         preprocess_ms: frames to the network's input.
         engine_ms: from submission until the results are read; with overlap, other work included.
         finish_ms: outputs to results in source pixels.
+        graph: that ran: "model", or "key" or "nonkey" of a temporal model.
     """
 
     preprocess_ms: float
     engine_ms: float
     finish_ms: float
+    graph: str = "model"
 
 
 class Predictor:
@@ -77,20 +101,27 @@ class Predictor:
 
     Not to be shared between threads: give each thread (and each camera) its own by
     `open_stream()`, which shares the engine. A context manager; closing ends the engine only in
-    the predictor that `load` gave.
+    the predictor that `load` gave. Of a temporal model the frames are to be those of one camera in
+    their order; each stream has key frames of its own.
     """
 
-    def __init__(self, session: Session, manifest: Manifest, *, owns_session: bool = True) -> None:
+    def __init__(
+        self,
+        session: Session,
+        manifest: Manifest,
+        *,
+        owns_session: bool = True,
+        keyframes: KeyframeOptions | None = None,
+    ) -> None:
         self.manifest = manifest
         self.timings: Timings | None = None  # of the result read last
         self._session = session
         self._owns_session = owns_session
         self._task = load_task(manifest.task)
         self._stream: Stream | None = session.open_stream()
-        self._letterboxes: dict[tuple[int, int], Letterbox] = {}
-        self._thresholds: dict[Any, dict[str, Array]] = {}
-        self._free: dict[int, list[_Buffer]] = {}
-        self._batches = sorted(manifest.batches)
+        self._feeder = Feeder(manifest, self._task)
+        self._keyframes = keyframes or KeyframeOptions()
+        self._scheduler = KeyframeScheduler(self._keyframes) if manifest.state else None
 
     @property
     def backend(self) -> str:
@@ -107,11 +138,19 @@ class Predictor:
         """The bundle's precision that runs."""
         return self._session.precision
 
+    @property
+    def keyframes(self) -> KeyframeSummary | None:
+        """Key frames and others so far, and their times; None of a model that has none."""
+        return None if self._scheduler is None else self._scheduler.summary()
+
     def __call__(
         self,
         frame_bgr: Frame,
         score_threshold: ScoreThreshold = None,
         iou_threshold: IouThreshold = None,
+        *,
+        time_s: float | None = None,
+        num_dropped: int = 0,
     ) -> Detections:
         """Detect in one frame.
 
@@ -120,20 +159,29 @@ class Predictor:
             score_threshold: one number, one a class, {class name: number}, or None for the
                 bundle's default.
             iou_threshold: 0..1, or None for the bundle's default.
+            time_s: when the frame was taken, for the age of key frames: by the video's time stamps
+                or any clock that runs forward; None is now.
+            num_dropped: frames of the camera that were lost since the one before.
 
         Returns:
             Results in pixels of the frame, by falling score.
         """
-        return self.submit(frame_bgr, score_threshold, iou_threshold).result()
+        return self.submit(
+            frame_bgr, score_threshold, iou_threshold, time_s=time_s, num_dropped=num_dropped
+        ).result()
 
     def submit(
         self,
         frame_bgr: Frame,
         score_threshold: ScoreThreshold = None,
         iou_threshold: IouThreshold = None,
+        *,
+        time_s: float | None = None,
+        num_dropped: int = 0,
     ) -> FrameTicket:
         """Start on one frame and return; as `__call__`. The frame may be reused at once."""
-        return FrameTicket(self._submit([frame_bgr], score_threshold, iou_threshold))
+        taken = (perf_counter() if time_s is None else time_s, num_dropped)
+        return FrameTicket(self._submit([frame_bgr], score_threshold, iou_threshold, taken))
 
     def batch(
         self,
@@ -144,8 +192,9 @@ class Predictor:
         """Detect in several frames, sizes may differ; one result each, in order.
 
         The frames go in the manifest's batch sizes; the last batch is filled up to the next one.
+        They need have nothing to do with each other: of a temporal model all are key frames.
         """
-        largest = self._batches[-1]
+        largest = self._feeder.batches[-1]
         results: list[Detections] = []
         for start in range(0, len(frames_bgr), largest):
             rows = slice(start, start + largest)
@@ -161,13 +210,28 @@ class Predictor:
         """Run every batch size once on blank input, so that no frame pays for the first run."""
         geometry = self.manifest.geometry
         blank = np.full((geometry.height, geometry.width, 3), geometry.pad_value, np.uint8)
-        for batch in self._batches:
+        for batch in reversed(self._feeder.batches):
             self.batch([blank] * batch)
+        if self._scheduler is not None:
+            between = Choice(NONKEY, "", 0, 1)
+            self._submit([blank], None, None, choice=between).results()
+            self._scheduler = KeyframeScheduler(self._keyframes)
         self.timings = None
+
+    def restart(self, reason: str = "asked") -> None:
+        """Begin anew, as after a seek or a reconnect: the next frame is a key frame.
+
+        Args:
+            reason: for the counters of `keyframes`.
+        """
+        if self._scheduler is not None:
+            self._scheduler.restart(reason)
 
     def open_stream(self) -> Predictor:
         """A predictor for one more camera or thread, on the same engine."""
-        return Predictor(self._session, self.manifest, owns_session=False)
+        return Predictor(
+            self._session, self.manifest, owns_session=False, keyframes=self._keyframes
+        )
 
     def close(self) -> None:
         """Free the stream, and the engine where this predictor owns it; twice is harmless."""
@@ -193,54 +257,49 @@ class Predictor:
         frames: Sequence[Frame],
         score_threshold: ScoreThreshold,
         iou_threshold: IouThreshold,
+        taken: tuple[float, int] | None = None,
+        choice: Choice | None = None,
     ) -> _BatchTicket:
+        """Start on some frames.
+
+        Args:
+            taken: of a camera's next frame, when and after how many lost ones.
+            choice: of the graph, where it is not the scheduler's.
+        """
         if self._stream is None:
             raise SessionError("this predictor is closed. Load the bundle again.")
         start = perf_counter()
-        size = next(batch for batch in self._batches if batch >= len(frames))
-        letterboxes = [self._letterbox(frame) for frame in frames]
-        feeds = self._feed_thresholds(size, len(frames), score_threshold, iou_threshold)
-        free = self._free.setdefault(size, [])
-        buffer = free.pop() if free else _Buffer(size, self.manifest)
+        prepared = self._feeder.prepare(frames, score_threshold, iou_threshold)
         try:
-            buffer.fill(frames, letterboxes)
+            if choice is None and self._scheduler is not None:
+                choice = self._choose(self._scheduler, prepared, taken)
+            graph = "model" if choice is None else choice.graph
             done = perf_counter()
-            ticket = self._stream.submit({IMAGE.name: buffer.images, **feeds})
+            ticket = self._stream.submit(prepared.feeds, graph)
         except BaseException:
-            free.append(buffer)
+            self.restart("error")
+            self._feeder.take_back(prepared)
             raise
-        return _BatchTicket(self, ticket, buffer, letterboxes, (start, done))
+        return _BatchTicket(self, ticket, prepared, (start, done), choice)
 
-    def _letterbox(self, frame: Frame) -> Letterbox:
-        source_hw = frame_hw(frame)
-        letterbox = self._letterboxes.get(source_hw)
-        if letterbox is None:
-            if len(self._letterboxes) > 256:  # a folder of images of all sizes
-                self._letterboxes.clear()
-            letterbox = Letterbox.fit(source_hw, self.manifest.geometry)
-            self._letterboxes[source_hw] = letterbox
-        return letterbox
+    def _choose(
+        self, scheduler: KeyframeScheduler, prepared: Prepared, taken: tuple[float, int] | None
+    ) -> Choice:
+        """The graph for a camera's next frame; a batch that is of no camera is of key frames."""
+        if taken is None:
+            scheduler.restart("batch")  # its state takes the place of the camera's
+            return Choice(KEY, "batch", -1, 0)
+        time_s, num_dropped = taken
+        source_hw = prepared.letterboxes[0].source_hw
+        thumbnail = thumbnail_of(prepared.first_picture)
+        return scheduler.choose(Sight(time_s, source_hw, thumbnail, num_dropped))
 
-    def _feed_thresholds(
-        self, size: int, num_frames: int, score: ScoreThreshold, iou: IouThreshold
-    ) -> dict[str, Array]:
-        """The threshold inputs; those of plain numbers are kept."""
-        is_plain = isinstance(score, float | int | None) and isinstance(iou, float | int | None)
-        key = (size, num_frames, score, iou)
-        if is_plain and key in self._thresholds:
-            return self._thresholds[key]
-        given = self._task.thresholds(self.manifest, num_frames, score, iou)
-        feeds: dict[str, Array] = {}
-        for name, rows in given.items():
-            padding = np.repeat(rows[-1:], size - num_frames, axis=0)
-            if name == SCORE_THRESHOLD.name:
-                padding[:] = _PADDING_THRESHOLD
-            feeds[name] = np.concatenate([rows, padding])
-        if is_plain:
-            if len(self._thresholds) > 64:  # a slider that is being dragged
-                self._thresholds.clear()
-            self._thresholds[key] = feeds
-        return feeds
+    def _learn(self, choice: Choice, outputs: Results, compute_ms: float | None) -> None:
+        """Tell the scheduler what a camera's frame told."""
+        if self._scheduler is not None and choice.key_number >= 0:
+            change = outputs.get(CHANGE.name)
+            change_px = None if change is None else float(change.flat[0])
+            self._scheduler.learn(choice, change_px=change_px, compute_ms=compute_ms)
 
 
 class FrameTicket:
@@ -259,58 +318,64 @@ class FrameTicket:
         return self._ticket.timings
 
 
-class _Buffer:
-    """The engine's input, (B, H, W, 3), and whose border each row holds."""
-
-    def __init__(self, batch: int, manifest: Manifest) -> None:
-        geometry = manifest.geometry
-        shape = (batch, geometry.height, geometry.width, 3)
-        self.images = np.full(shape, geometry.pad_value, np.uint8)
-        self._owners: list[Letterbox | None] = [None] * batch
-
-    def fill(self, frames: Sequence[Frame], letterboxes: Sequence[Letterbox]) -> None:
-        """Write frames into the first rows; what is in the others does not matter."""
-        for row, (frame, letterbox) in enumerate(zip(frames, letterboxes, strict=True)):
-            is_new = self._owners[row] is not letterbox
-            self._owners[row] = None  # whose border it is stays open if the next line fails
-            letterbox.apply(frame, self.images[row], fill_border=is_new)
-            self._owners[row] = letterbox
-
-
 class _BatchTicket:
-    """A batch under way; its input buffer goes back when the engine has read it."""
+    """A batch under way; its memory goes back when the engine has read it."""
 
     def __init__(
         self,
         predictor: Predictor,
         ticket: Ticket,
-        buffer: _Buffer,
-        letterboxes: list[Letterbox],
+        prepared: Prepared,
         marks: tuple[float, float],
+        choice: Choice | None,
     ) -> None:
         self.timings: Timings | None = None
         self._predictor = predictor
         self._ticket = ticket
-        self._buffer: _Buffer | None = buffer
-        self._letterboxes = letterboxes
+        self._prepared: Prepared | None = prepared
         self._marks = marks
+        self._choice = choice
         self._results: list[Detections] = []
 
     def results(self) -> list[Detections]:
-        if self._buffer is None:
+        if self._prepared is None:
             return self._results
-        predictor, (start, submitted) = self._predictor, self._marks
-        outputs = self._ticket.result()
+        predictor, choice, (start, submitted) = self._predictor, self._choice, self._marks
+        try:
+            outputs = self._ticket.result()
+        except SessionError:
+            predictor.restart("error")
+            raise
         answered = perf_counter()
-        buffer, self._buffer = self._buffer, None
-        predictor._free[len(buffer.images)].append(buffer)
-        self._results = predictor._task.finish(outputs, self._letterboxes, predictor.manifest)
+        prepared, self._prepared = self._prepared, None
+        predictor._feeder.take_back(prepared)
+        self._results = predictor._task.finish(outputs, prepared.letterboxes, predictor.manifest)
+        if choice is not None:
+            predictor._learn(choice, outputs, self._ticket.compute_ms)
+            self._results = [
+                dataclasses.replace(result, is_key=choice.is_key) for result in self._results
+            ]
         end = perf_counter()
         self.timings = Timings(
-            (submitted - start) * 1e3, (answered - submitted) * 1e3, (end - answered) * 1e3
+            (submitted - start) * 1e3,
+            (answered - submitted) * 1e3,
+            (end - answered) * 1e3,
+            "model" if choice is None else choice.graph,
         )
         predictor.timings = self.timings
         return self._results
+
+
+def _keyframe_options(bundle: Bundle, asked: Mapping[str, Any]) -> KeyframeOptions:
+    """The options that were asked for; ValueError where they are wrong or without use."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    options = KeyframeOptions(**given)
+    if given and not bundle.manifest.state and given != {"schedule": "key"}:
+        raise ValueError(
+            f"{next(iter(given))} is for models with key frames; {bundle.name} has one graph for "
+            "every frame. Leave it out."
+        )
+    return options
 
 
 def _rows_of(threshold: Any, rows: slice, num_sides: int) -> Any:

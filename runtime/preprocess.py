@@ -85,8 +85,8 @@ class Letterbox:
             )
         if fill_border:
             self.fill_border(out)
-        (height, width), left, top = self.content_hw, self.left, self.top
-        content = out[top : top + height, left : left + width]
+        height, width = self.content_hw
+        content = self.content_of(out)
         bgr = to_bgr(frame)
         if self.content_hw == self.source_hw:
             np.copyto(content, bgr)
@@ -105,6 +105,11 @@ class Letterbox:
         out[top + height :] = self.pad_value
         out[top : top + height, :left] = self.pad_value
         out[top : top + height, left + width :] = self.pad_value
+
+    def content_of(self, network: Frame) -> Frame:
+        """The resized frame within a network's input (H, W, 3); a view."""
+        (height, width), left, top = self.content_hw, self.left, self.top
+        return network[top : top + height, left : left + width]
 
     def to_source(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes (..., 4) from pixels of the network's input to the frame's, clipped to it."""

@@ -40,6 +40,7 @@ class Detections:
         masks: of the objects, in their order; None of a task without masks.
         mask_scores: (N,) float32, 0..1, how good each mask is, of models that tell it: the score
             times the overlap that is expected of the mask.
+        is_key: of a temporal model, whether the frame was computed in full; None of any other.
     """
 
     boxes_xyxy: NDArray[np.float32]
@@ -48,6 +49,7 @@ class Detections:
     names: tuple[str, ...]
     masks: Masks | None = None
     mask_scores: NDArray[np.float32] | None = None
+    is_key: bool | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -65,6 +67,7 @@ class Detections:
             self.names,
             None if self.masks is None else self.masks[index],
             None if self.mask_scores is None else self.mask_scores[index],
+            self.is_key,
         )
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -95,7 +98,8 @@ class Detections:
     def to_json(self) -> dict[str, Any]:
         """{"detections": [{"box_xyxy", "score", "class", "name"}]}, plain Python values.
 
-        Where there are masks, with "segmentation" and perhaps "mask_score" as of `to_coco`.
+        Where there are masks, with "segmentation" and perhaps "mask_score" as of `to_coco`; of a
+        temporal model with "is_key" beside the detections.
         """
         entries: list[dict[str, Any]] = [
             {
@@ -106,7 +110,8 @@ class Detections:
             }
             for box, score, index, name in self
         ]
-        return {"detections": self._with_masks(entries)}
+        told = {} if self.is_key is None else {"is_key": self.is_key}
+        return {**told, "detections": self._with_masks(entries)}
 
     def _with_masks(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if self.masks is not None:

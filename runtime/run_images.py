@@ -4,7 +4,7 @@
     python runtime/run_images.py runs/retinanet val/ --image-ids val.json --out results.json
 
 Results are a list of {"image_id", "category_id", "bbox", "score"}, as COCO's evaluators read it;
-of a task with masks also "segmentation", compressed run lengths.
+of a task with masks also "segmentation", compressed run lengths, of one with joints "keypoints".
 Image ids: with --image-ids those of a COCO annotation file, by file name, and images that it does
 not name are left out; else 1, 2, 3 ... in the order of the names, and `results.images.json` beside
 the results says which is which.
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.backend,
         options.precision,
         allow_unverified=options.allow_unverified,
+        schedule="key",  # images have nothing to do with each other
         **backend_options,
     ) as predictor:
         print(f"{predictor.backend} on {predictor.device}, {predictor.precision}")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from training.models import build_model, model_variant
-from training.models.base import Model, Spec
+from training.models.base import Model, Spec, TemporalModel
 
 CLASSES = ("pink", "green", "blue")
 CATEGORY_IDS = (3, 7, 9)
@@ -24,6 +24,7 @@ def shrunk(spec: Spec, **changes: object) -> Spec:
     """A spec of the same kind that runs in milliseconds."""
     small = {"fpn_channels": 16, "head_convs": 1}
     small |= {"proto_coarse": (16, 16), "proto_fine": (16,), "num_prototypes": 8}
+    small |= {"decoder_channels": (16, 16, 16, 16), "head_channels": 16, "num_joint_peaks": 10}
     known = {field.name for field in dataclasses.fields(spec)}
     small = {name: value for name, value in small.items() if name in known}
     if spec.backbone in ("resnet50", "resnet101"):  # their blocks, fewer and narrower
@@ -33,6 +34,13 @@ def shrunk(spec: Spec, **changes: object) -> Spec:
         small["rescore_convs"] = (4, 8)
     if spec.backbone == "darknet53":
         small["backbone"] = "darknet17"
+    if not getattr(spec, "fpn_channels", 1):  # heads that read the trunk itself
+        small.pop("fpn_channels")
+    if hasattr(spec, "num_stacks"):
+        small |= {"channels": 16, "num_stacks": 2, "depth": 2}
+    if spec.backbone == "hourglass":
+        small["backbone_args"] = (("channels", 16), ("num_stacks", 2), ("depth", 2))
+    small["num_candidates"] = min(spec.num_candidates, 600)  # few anchors fit a small input
     data = {"size_hw": SIZE_HW, "classes": CLASSES, "category_ids": CATEGORY_IDS}
     return dataclasses.replace(spec, **small | data | changes)
 
@@ -59,9 +67,12 @@ def lively(model: Model, seed: int = 0) -> Model:
     with torch.no_grad():
         for _ in range(6):
             found = model.candidates(model(model.prepare(frames_of(2, model.spec.size_hw, seed))))
-            if found.rescore is not None:
+            if getattr(found, "rescore", None) is not None:  # crops have an answer of their own
                 masks = torch.rand(1, 9, *found.maps["prototypes"].shape[-2:], generator=draw)
                 found.rescore(masks, torch.zeros(1, 9, dtype=torch.int64))
+            if isinstance(model, TemporalModel):
+                images = model.prepare(frames_of(2, model.spec.size_hw, seed))
+                model.nonkey(images.roll(4, 3), model.key(images)[1])
             while hooks:
                 hooks.pop().remove()
     return model.eval()

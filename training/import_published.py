@@ -17,12 +17,15 @@ MIN_SIZE, MAX_SIZE = 64, 4096
 def main() -> int:
     """Write the checkpoint in this project's format; exit status 0."""
     parser = argparse.ArgumentParser(
-        description="Turn a checkpoint of YOLACT or YolactEdge (image models) into one of ours."
+        description="Turn a checkpoint of YOLACT, YolactEdge (also for video) or RetinaFace (also "
+        "slim and RFB) into one of ours."
     )
     parser.add_argument("file", type=Path, help="as downloaded: yolact_resnet50_54_800000.pth ...")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--size", type=int, help="side of its input; default: by the file's name")
-    parser.add_argument("--classes", help="names in order, with commas; default: COCO's 80")
+    parser.add_argument(
+        "--classes", help="names in order, with commas; default: those of its authors' data"
+    )
     args = parser.parse_args()
     if args.size is not None and not MIN_SIZE <= args.size <= MAX_SIZE:
         raise TrainingError(
@@ -33,16 +36,24 @@ def main() -> int:
         raise TrainingError(f"{args.out} exists; nothing was changed. Choose another --out.")
 
     from training.loop.checkpoint import describe_origin, save_release
-    from training.published import MODEL, import_published, read_published, size_in_name
+    from training.published import (
+        import_published,
+        published_model,
+        read_published,
+        size_in_name,
+    )
 
     classes = tuple(name.strip() for name in args.classes.split(",")) if args.classes else ()
     size = args.size or size_in_name(args.file)
-    model = import_published(read_published(args.file), size=size, classes=classes)
-    origin = describe_origin(args.file)
+    tensors = read_published(args.file)
+    model = import_published(tensors, size=size, classes=classes)
+    name = published_model(tensors)
+    assert name is not None, "import_published refuses what is not known"
+    origin = describe_origin(args.file, name)
     if classes:
         origin["data"] = "its authors' own"
-    save_release(args.out, MODEL, model, training=origin, scores={})
-    print(f"{args.out}: {MODEL} {model.spec.variant}, {len(model.spec.classes)} classes")
+    save_release(args.out, name, model, training=origin, scores={})
+    print(f"{args.out}: {name} {model.spec.variant}, {len(model.spec.classes)} classes")
     return 0
 
 

@@ -1,24 +1,30 @@
 """Other projects' checkpoints: their names for tensors and ours.
 
-Known are YOLACT's (github.com/dbolya/yolact) with ResNet or DarkNet-53, its YOLACT++ with ResNet,
-and YolactEdge's image models (github.com/haotian-liu/yolact_edge) with ResNet or MobileNetV2. All
-list the levels of their pyramid from the coarsest on; YolactEdge keeps the pyramid in two halves.
+Face detectors stand in `training.published_faces`. Else known are YOLACT's
+(github.com/dbolya/yolact) with ResNet or DarkNet-53, its YOLACT++ with ResNet, and YolactEdge's
+(github.com/haotian-liu/yolact_edge): image models with ResNet or MobileNetV2, video models with
+ResNet. All list the levels of their pyramid from the coarsest on; YolactEdge keeps the pyramid in
+two halves. What video models have beside it stands in `training.published_video`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from training.data.coco_names import CATEGORY_IDS, CLASSES
+from training.data import coco_names, youtube_vis_names
 from training.errors import CheckpointError, TrainingError
 from training.models import build_model, model_variant
 from training.models.base import Model
+from training.published_faces import MODEL as FACE_MODEL
+from training.published_faces import is_published_face, make_face_model, rename_faces
+from training.published_video import FIRST, UNUSED, flow_name, is_published_video, split_first
+from training.published_video import MODEL as VIDEO_MODEL
 
 NAMED = 5  # tensors that an error names
 MODEL = "yolact"
@@ -109,18 +115,26 @@ def our_name(key: str) -> str | None:
         renamed, count = re.subn(f"^{pattern}", replacement, key)
         if count:
             return renamed
-    return None
+    return flow_name(key)
 
 
 def is_published(names: Iterable[str]) -> bool:
     """Whether the names are those of a checkpoint that this module knows."""
-    return {"prediction_layers.0.conf_layer.weight", "proto_net.0.weight"} <= set(names)
+    return published_model(names) is not None
 
 
-def size_in_name(path: Path) -> int:
-    """The side of the input as the published code has it, by the file's name, such as "im700"."""
+def published_model(names: Iterable[str]) -> str | None:
+    """The registered name of the model that a published checkpoint is of; None for any other."""
+    names = set(names)
+    if {"prediction_layers.0.conf_layer.weight", "proto_net.0.weight"} <= names:
+        return VIDEO_MODEL if is_published_video(names) else MODEL
+    return FACE_MODEL if is_published_face(names) else None
+
+
+def size_in_name(path: Path) -> int | None:
+    """The side of the input by the file's name, such as "im700"; None where it does not say."""
     found = re.search(r"_im([1-9][0-9]{2})(?![0-9])", path.name)
-    return int(found[1]) if found else SIZE
+    return int(found[1]) if found else None
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
@@ -168,23 +182,33 @@ def recognise_variant(tensors: Mapping[str, Tensor]) -> str:
 
 
 def import_published(
-    tensors: Mapping[str, Tensor], *, size: int = SIZE, classes: tuple[str, ...] = ()
+    tensors: Mapping[str, Tensor], *, size: int | None = None, classes: tuple[str, ...] = ()
 ) -> Model:
     """A model of ours with the weights of a published checkpoint, in eval mode.
 
     Args:
-        size: side of its input, pixels; the tensors do not tell it (`size_in_name`).
-        classes: names in the checkpoint's order, without background; empty takes COCO's 80.
+        size: side of its input, pixels; the tensors do not tell it (`size_in_name`). None takes
+            what is usual.
+        classes: names in the checkpoint's order, without background; empty takes those of its
+            data: COCO's 80, YouTube VIS' 40 of a video model, or "face".
 
     Raises:
         CheckpointError: as `load_published`.
         TrainingError: the number of classes is not the checkpoint's.
     """
     _check_published(tensors)
+    name = published_model(tensors)
+    if name == FACE_MODEL:
+        model = make_face_model(tensors, size, classes)
+        load_published(model, tensors)
+        return model.eval()
+    size = size or SIZE
     rows = len(tensors["prediction_layers.0.conf_layer.weight"])
-    ids = tuple(range(1, len(classes) + 1)) if classes else CATEGORY_IDS
-    classes = classes or CLASSES
-    spec = model_variant(MODEL, recognise_variant(tensors)).spec
+    assert name is not None, "checked above"
+    usual = youtube_vis_names if name == VIDEO_MODEL else coco_names
+    ids = tuple(range(1, len(classes) + 1)) if classes else usual.CATEGORY_IDS
+    classes = classes or usual.CLASSES
+    spec = model_variant(name, recognise_variant(tensors)).spec
     shapes = len(spec.octaves) * len(spec.ratios)  # of a cell
     if rows != shapes * (len(classes) + 1):
         raise TrainingError(
@@ -196,7 +220,7 @@ def import_published(
             int(s / SIZE * size) / stride for s, stride in zip(SIDES, STRIDES, strict=True)
         )
         spec = dataclasses.replace(spec, size_hw=(size, size), anchor_scale=scales)
-    model = build_model(MODEL, dataclasses.replace(spec, classes=classes, category_ids=ids))
+    model = build_model(name, dataclasses.replace(spec, classes=classes, category_ids=ids))
     load_published(model, tensors)
     return model.eval()
 
@@ -205,9 +229,27 @@ def _check_published(tensors: Mapping[str, Tensor]) -> None:
     if not is_published(tensors):
         first = ", ".join(list(tensors)[:NAMED]) or "nothing"
         raise CheckpointError(
-            f"the checkpoint holds {first}; expected tensors named as YOLACT or YolactEdge name "
-            "them. Give one of their published files."
+            f"the checkpoint holds {first}; expected tensors named as YOLACT, YolactEdge or "
+            "RetinaFace (also slim, RFB) name them. Give one of their published files."
         )
+
+
+def _rename(
+    tensors: Mapping[str, Tensor], own: Container[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors by our names, and the keys that have no place among `own`."""
+    renamed: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for key, value in tensors.items():
+        if _UNUSED.match(key) or UNUSED.match(key):
+            continue
+        name = our_name(key)
+        placed = split_first(key, value) if key.startswith(FIRST) else {name: value}
+        if any(name not in own for name in placed):
+            unknown.append(key)
+        else:
+            renamed |= placed
+    return renamed, unknown
 
 
 def load_published(model: Model, tensors: Mapping[str, Tensor]) -> None:
@@ -223,16 +265,10 @@ def load_published(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """
     _check_published(tensors)
     own = model.state_dict()
-    renamed: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for key, value in tensors.items():
-        if _UNUSED.match(key):
-            continue
-        name = our_name(key)
-        if name is None or name not in own:
-            unknown.append(key)
-        else:
-            renamed[name] = value
+    if published_model(tensors) == FACE_MODEL:
+        renamed, unknown = rename_faces(tensors, own)
+    else:
+        renamed, unknown = _rename(tensors, own)
     empty = [name for name in own if name not in renamed]
     odd = [
         f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}"

@@ -29,9 +29,9 @@ def main() -> int:
     )
     args = parser.parse_args()
 
-    from training.data import each_once, open_data
+    from training.data import each_once
     from training.loop.checkpoint import load_release, save_release
-    from training.tasks import task_module
+    from training.tasks import open_source, task_module
 
     model, header = load_release(args.checkpoint, args.model)
     if args.record and header["training"].get("source") == "published":
@@ -39,7 +39,7 @@ def main() -> int:
             f"{args.checkpoint} is a published file, which has no header. Leave --record out, or "
             "make a checkpoint of it with training/import_published.py."
         )
-    source = open_data(args.data, args.split, task_module(model.task).LABELS)
+    source = open_source(model.task, model.spec, args.data, args.split)
     if tuple(source.classes) != model.spec.classes:
         raise TrainingError(
             f"{args.data} has the classes {', '.join(source.classes)}; the checkpoint knows "

@@ -7,10 +7,11 @@ import dataclasses
 import math
 import os
 import shlex
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run by path: import from the repository root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -50,6 +51,13 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="adapt the checkpoint of --init to int8: a short run at a low learning rate",
     )
+    parser.add_argument(
+        "--freeze",
+        nargs="*",
+        default=[],
+        metavar="MODULE",
+        help="modules that keep the weights of --init, such as backbone.conv1: a step costs less",
+    )
     parser.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
     parser.add_argument("--workers", type=int, default=min(8, max(1, (os.cpu_count() or 2) - 1)))
     parser.add_argument("--seed", type=int, default=0)
@@ -76,30 +84,31 @@ def main() -> int:
     variant = model_variant(args.model, args.variant)  # a wrong name fails before slow imports
     check_numbers(args)
 
-    from training.data import open_data
-    from training.tasks import task_module
+    from training.models.base import CropSpec
+    from training.tasks import open_source
 
-    labels = task_module(model_class(args.model).task).LABELS
-    train = open_data(args.data, "train", labels)
-    val = open_data(args.data, "val", labels)
+    task, spec = model_class(args.model).task, variant.spec
+    if args.size:
+        spec = dataclasses.replace(spec, size_hw=parse_size(args.size))
+    train = open_source(task, spec, args.data, "train", is_training=True)
+    val = open_source(task, spec, args.data, "val")
     check_same_classes(train, val)
     if args.quantise_aware:
         spec = trained_spec(args, train)
         recipe = shortened(model_variant(args.model, spec.variant).recipe)
-        return fit(args, spec, adjusted_recipe(recipe, args, len(train)), train, val)
-    size_hw = variant.spec.size_hw
-    if args.size:
-        size_hw = parse_size(args.size)
-    elif args.data != "street":
+        return fit(args, spec, {"image": recipe}, train, val)
+    size_hw = spec.size_hw
+    if not args.size and args.data != "street" and not isinstance(spec, CropSpec):
         size_hw = fitted_size(size_hw, [train[i].image_hw for i in range(min(16, len(train)))])
         print(f"network input {size_hw[1]}x{size_hw[0]}, to fit the images; --size overrides")
     spec = dataclasses.replace(
-        variant.spec,
+        spec,
         size_hw=size_hw,
         classes=tuple(train.classes),
         category_ids=tuple(train.category_ids),
+        **joints_for(spec, train),
     )
-    return fit(args, spec, adjusted_recipe(variant.recipe, args, len(train)), train, val)
+    return fit(args, spec, {"image": variant.recipe, **variant.stages}, train, val)
 
 
 def trained_spec(args: argparse.Namespace, train: Source) -> Spec:
@@ -130,6 +139,14 @@ def shortened(recipe: Recipe) -> Recipe:
         lr=recipe.lr * QUANTISE_AWARE_LR,
         validate_every=max(1, steps // 4),
     )
+
+
+def joints_for(spec: Spec, train: Source) -> dict[str, Any]:
+    """The fields of a spec with joints that say which ones the data set has; else nothing."""
+    from training.data.jointed import joints_of
+    from training.models.base import KeypointSpec
+
+    return joints_of(train).fields() if isinstance(spec, KeypointSpec) else {}
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -168,15 +185,20 @@ def fitted_size(budget_hw: tuple[int, int], images_hw: list[tuple[int, int]]) ->
     return height, width
 
 
-def adjusted_recipe(recipe, args: argparse.Namespace, num_samples: int):  # noqa: ANN001, ANN201
-    """The variant's recipe with the command line's changes."""
+def adjusted_recipe(  # noqa: ANN201
+    recipe,  # noqa: ANN001
+    args: argparse.Namespace,
+    num_samples: int,
+    share: float = 1.0,
+):
+    """The variant's recipe with the command line's changes; `share` of --steps are its own."""
     if args.batch:
         recipe = dataclasses.replace(recipe, batch=args.batch)
     if args.epochs:
         steps = max(1, round(args.epochs * num_samples / recipe.batch))
         recipe = dataclasses.replace(recipe, steps=steps)
     elif args.steps:
-        recipe = dataclasses.replace(recipe, steps=args.steps)
+        recipe = dataclasses.replace(recipe, steps=max(1, round(args.steps * share)))
     else:  # a small data set is learnt sooner
         most = max(2000, round(MOST_EPOCHS * num_samples / recipe.batch))
         recipe = dataclasses.replace(recipe, steps=min(recipe.steps, most))
@@ -187,20 +209,20 @@ def adjusted_recipe(recipe, args: argparse.Namespace, num_samples: int):  # noqa
     return dataclasses.replace(recipe, warm_up=warm_up, validate_every=validate_every)
 
 
-def fit(args, spec, recipe, train, val) -> int:  # noqa: ANN001
-    """Build, train, score the best checkpoint once more, and say where it lies."""
+def fit(args, spec, recipes, train, val) -> int:  # noqa: ANN001
+    """Build, train stage by stage, and say where the best checkpoint lies."""
     import torch
 
     from training.loop.checkpoint import load_matching, shipped_checkpoint
-    from training.loop.precision import choose_precision
-    from training.loop.trainer import RunOptions, Trainer
     from training.models import model_class
+    from training.video.stages import plan_stages, run_folder
 
     torch.manual_seed(args.seed)
     data_name = Path(args.data).name
     run_name = f"{args.model}_{spec.variant}_{data_name}" + "_int8" * args.quantise_aware
     out = args.out or Path("runs/train") / run_name
-    if (out / "last.safetensors").exists() and not args.resume:
+    states = [out / "last.safetensors", *(out / s / "last.safetensors" for s in recipes)]
+    if any(path.exists() for path in states) and not args.resume:
         raise TrainingError(
             f"{out} already holds a run; nothing was changed. "
             "Continue it with --resume, or choose another --out."
@@ -210,7 +232,7 @@ def fit(args, spec, recipe, train, val) -> int:  # noqa: ANN001
         shipped = shipped_checkpoint(args.model, spec.variant)
         init = str(shipped) if args.data != "street" and shipped.is_file() else "scratch"
     is_fresh = args.init == "auto" and init == "scratch" and not args.resume
-    options = {"is_backbone_pretrained": recipe.is_backbone_pretrained and is_fresh}
+    options = {"is_backbone_pretrained": recipes["image"].is_backbone_pretrained and is_fresh}
     model = model_class(args.model)(spec, **options)
     if init != "scratch":
         left_out = load_matching(model, Path(init))
@@ -222,31 +244,49 @@ def fit(args, spec, recipe, train, val) -> int:  # noqa: ANN001
         "command": "python training/train.py " + shlex.join(sys.argv[1:]),
         "init": Path(init).name,
     }
-    trainer = Trainer(
-        model,
-        recipe,
-        train,
-        val,
-        RunOptions(
-            name=args.model,
-            out=out,
-            seed=args.seed,
-            precision=choose_precision(args.precision),
-            workers=args.workers,
-            save_every=args.save_every,
-            uses=STREET_USES if args.data == "street" else None,
-            is_quantise_aware=args.quantise_aware,
-        ),
-        about,
+    path = None if init == "scratch" else Path(init)
+    stages = plan_stages(model, recipes, args.data, train, val, path)
+    total = sum(stage.recipe.steps for stage in stages)
+    for stage in stages:
+        recipe = adjusted_recipe(stage.recipe, args, len(train), stage.recipe.steps / total)
+        folder = run_folder(out, stages, stage)
+        best = teach(args, model, recipe, folder, stage.lesson, about, is_first=stage is stages[0])
+        if best is None:
+            return 130
+        load_matching(model, best)
+    if best != out / "best.safetensors":
+        shutil.copyfile(best, out / "best.safetensors")
+    print(f"best checkpoint: {out / 'best.safetensors'}")
+    return 0
+
+
+def teach(args, model, recipe, out, lesson, about, *, is_first) -> Path | None:  # noqa: ANN001
+    """Run one stage, or what is left of it; its best checkpoint, or None where it was stopped."""
+    from training.loop.precision import choose_precision
+    from training.loop.trainer import RunOptions, Trainer
+
+    options = RunOptions(
+        name=args.model,
+        out=out,
+        seed=args.seed,
+        precision=choose_precision(args.precision),
+        workers=args.workers,
+        save_every=args.save_every,
+        uses=STREET_USES if args.data == "street" else None,
+        is_quantise_aware=args.quantise_aware,
+        frozen=tuple(args.freeze),
     )
-    if args.resume:
+    trainer = Trainer(model, recipe, None, None, options, about, lesson)
+    if args.resume and (is_first or trainer.last_path.exists()):
         trainer.resume()
         print(f"resuming at step {trainer.step} of {recipe.steps}")
+    if trainer.step == recipe.steps and trainer.best_path.exists():
+        return trainer.best_path
     if not trainer.run():
         print(f"stopped at step {trainer.step}; continue with --resume (state in {out})")
-        return 130
-    print(f"best checkpoint: {trainer.best_path}; waited {trainer.wait_s:.0f} s for data")
-    return 0
+        return None
+    print(f"{lesson.name}: best in {trainer.best_path}; waited {trainer.wait_s:.0f} s for data")
+    return trainer.best_path
 
 
 if __name__ == "__main__":

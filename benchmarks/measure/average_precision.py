@@ -43,9 +43,11 @@ class Matches:
 
     Args:
         num_classes: K.
+        limit: of a class's results on an image, the surest count: 100 of boxes, 20 of joints.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, limit: int = MAX_DETECTIONS) -> None:
+        self.limit = limit
         self.num_images = 0
         self._found: list[list[tuple[Floats, NDArray[np.int8]]]] = [[] for _ in range(num_classes)]
         self._objects: list[list[int]] = [[] for _ in range(num_classes)]
@@ -59,17 +61,21 @@ class Matches:
         true_boxes_xyxy: NDArray,
         true_classes: NDArray,
         is_crowd: NDArray,
+        overlaps: NDArray | None = None,
     ) -> None:
         """Take one image.
 
         Args:
             boxes_xyxy: (N, 4) detections. scores: (N,). classes: (N,), 0..K-1.
             true_boxes_xyxy: (G, 4), in the same pixels. true_classes: (G,). is_crowd: (G,) bool.
+            overlaps: (N, G) 0..1, by which results find objects; None is that of the boxes.
         """
+        if overlaps is None:
+            overlaps = overlap(boxes_xyxy, true_boxes_xyxy, is_crowd)
         for place in range(len(self._found)):
             mine, theirs = classes == place, true_classes == place
-            order = np.argsort(-scores[mine], kind="stable")[:MAX_DETECTIONS]
-            flags = match(boxes_xyxy[mine][order], true_boxes_xyxy[theirs], is_crowd[theirs])
+            order = np.argsort(-scores[mine], kind="stable")[: self.limit]
+            flags = match(overlaps[mine][order][:, theirs], is_crowd[theirs])
             self._found[place].append((scores[mine][order].astype(np.float64), flags))
             self._objects[place].append(int((~is_crowd[theirs]).sum()))
         self.num_images += 1
@@ -98,17 +104,16 @@ class Matches:
         return np.array([_accumulate(rows, given) for rows in self._rows])
 
 
-def match(boxes_xyxy: NDArray, true_boxes_xyxy: NDArray, is_crowd: NDArray) -> NDArray[np.int8]:
+def match(overlaps: NDArray, is_crowd: NDArray) -> NDArray[np.int8]:
     """Give each detection its object, greedily by falling score, at each IoU threshold.
 
     Args:
-        boxes_xyxy: (N, 4), by falling score. true_boxes_xyxy: (G, 4). is_crowd: (G,) bool.
+        overlaps: (N, G) of detections, by falling score, and objects. is_crowd: (G,) bool.
 
     Returns:
         (10, N): 1 found an object, 0 found none, -1 lies in a crowd and does not count.
     """
-    flags = np.zeros((len(IOU_THRESHOLDS), len(boxes_xyxy)), np.int8)
-    overlaps = overlap(boxes_xyxy, true_boxes_xyxy, is_crowd)
+    flags = np.zeros((len(IOU_THRESHOLDS), len(overlaps)), np.int8)
     limits = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
     objects, crowds = np.flatnonzero(~is_crowd)[::-1], np.flatnonzero(is_crowd)
     is_free = np.ones((len(limits), len(objects)), bool)

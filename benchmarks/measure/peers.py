@@ -23,6 +23,7 @@ from runtime.predictor import Predictor, load
 Frames = NDArray[np.uint8]
 SERVER = Path(__file__).resolve().parents[2] / "training" / "serve_forward.py"
 LONGEST_END_S = 10.0
+PARTS = ("preprocess", "engine", "finish", "draw")  # of a frame, in their order
 
 
 @dataclass
@@ -30,13 +31,13 @@ class Turn:
     """What a peer did in one turn.
 
     Attributes:
-        ms: of each frame, from the picture of network size until its detections are there.
-        engine_ms: the part of it in the engine, where a peer knows; else empty.
+        ms: of each frame, from the picture until its detections are there, or are drawn.
+        parts_ms: where it went, of each frame, by the names of `PARTS`, where a peer knows.
         num_results: detections in all of them.
     """
 
     ms: list[float]
-    engine_ms: list[float] = field(default_factory=list)
+    parts_ms: dict[str, list[float]] = field(default_factory=dict)
     num_results: int = 0
 
 
@@ -53,7 +54,11 @@ class Peer(Protocol):
 
 
 class RuntimePeer:
-    """A bundle in one of the runtime's backends, through `runtime.Predictor`."""
+    """A bundle in one of the runtime's backends, through `runtime.Predictor`.
+
+    Args:
+        is_drawn: the results are drawn into the frame, and that is measured, too.
+    """
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class RuntimePeer:
         precision: str,
         allow_unverified: bool,
         options: dict[str, Any],
+        is_drawn: bool = False,
     ) -> None:
         self.predictor: Predictor = load(
             bundle, backend, precision, allow_unverified=allow_unverified, **options
@@ -74,18 +80,27 @@ class RuntimePeer:
             raise SessionError(f"{backend} {precision} became {' '.join(found)} on this CPU.")
         self.facts = {"device": self.predictor.device, **options}
         self._frames = frames
+        self._is_drawn = is_drawn
         self._place = 0
 
     def run(self, num_frames: int) -> Turn:
-        turn = Turn([])
+        turn = Turn([], {name: [] for name in PARTS if self._is_drawn or name != "draw"})
         for _ in range(num_frames):
-            frame = self._frames[self._place]
+            frame = self._frames[self._place].copy()  # it may be drawn on
             self._place = (self._place + 1) % len(self._frames)
             started = perf_counter()
             found = self.predictor(frame)
-            turn.ms.append((perf_counter() - started) * 1e3)
-            assert self.predictor.timings is not None
-            turn.engine_ms.append(self.predictor.timings.engine_ms)
+            answered = perf_counter()
+            if self._is_drawn:
+                self.predictor.draw(frame, found)
+            done = perf_counter()
+            times = self.predictor.timings
+            assert times is not None
+            turn.ms.append((done - started) * 1e3)
+            parts = (times.preprocess_ms, times.engine_ms, times.finish_ms, (done - answered) * 1e3)
+            for name, part in zip(PARTS, parts, strict=True):
+                if name in turn.parts_ms:
+                    turn.parts_ms[name].append(part)
             turn.num_results += len(found)
         return turn
 
@@ -118,7 +133,7 @@ class TorchPeer:
         self._process.stdin.write(f"{num_frames}\n")
         self._process.stdin.flush()
         answer = self._read_answer()
-        return Turn(answer["ms"], [], answer["num_results"])
+        return Turn(answer["ms"], num_results=answer["num_results"])
 
     def close(self) -> None:
         """End the process; twice is harmless."""

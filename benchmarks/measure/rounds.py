@@ -42,9 +42,13 @@ class Series:
         return np.array([ms for turn in self.turns for ms in turn.ms])
 
     @property
-    def engine_ms(self) -> NDArray[np.float64]:
-        """(N,) or empty where the peer does not know."""
-        return np.array([ms for turn in self.turns for ms in turn.engine_ms])
+    def parts_ms(self) -> dict[str, NDArray[np.float64]]:
+        """(N,) milliseconds of every frame for each part that the peer knows of."""
+        names = self.turns[0].parts_ms if self.turns else ()
+        return {
+            name: np.array([ms for turn in self.turns for ms in turn.parts_ms[name]])
+            for name in names
+        }
 
     @property
     def round_ms(self) -> NDArray[np.float64]:

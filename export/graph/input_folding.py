@@ -1,8 +1,9 @@
-"""Folding the input's normalisation into the first convolution, where that is exact.
+"""Folding the input's normalisation into the first convolutions, where that is exact.
 
 A network takes RGB, (x - mean) / std. Swapping channels and dividing by std are linear, so they
-move into the weights of the first convolution. Subtracting the mean stays in the graph: the
-convolution pads with zeros after it, and a bias could not reproduce that at the border.
+move into the weights of the first convolution, or of all that read the input. Subtracting the mean
+stays in the graph: the convolution pads with zeros after it, and a bias could not reproduce that at
+the border.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from training.models.base import Model
+from training.models.base import Model, TemporalModel
 
 
 class FoldedInput(nn.Module):
@@ -59,34 +60,52 @@ def fold_input(model: Model) -> tuple[Model, nn.Module]:
         The copy, and what stands in place of `Model.prepare`.
     """
     model = copy.deepcopy(model).eval()
-    first = first_convolution(model)
-    if first is None:
+    readers = first_convolutions(model)
+    if not readers:
         return model, PlainInput(model)
     with torch.no_grad():
-        scaled = first.weight / model.std.reshape(1, 3, 1, 1)
-        first.weight.copy_(scaled.flip(1))
+        for first in readers:
+            scaled = first.weight / model.std.reshape(1, 3, 1, 1)
+            first.weight.copy_(scaled.flip(1))
     return model, FoldedInput(model.mean.flip(1))
 
 
-def first_convolution(model: Model) -> nn.Conv2d | None:
-    """The one convolution that reads the network's input and nothing else; None without one.
+def first_convolutions(model: Model) -> list[nn.Conv2d]:
+    """The convolutions that read the network's input and nothing else; none if others read it too.
 
     Only `nn.Conv2d` itself counts: timm's subclasses may standardise their weights, which would
     undo the folding.
     """
     height, width = model.spec.size_hw
     probe = torch.zeros(1, 3, height, width)
-    watch = _Watch(probe)
-    with torch.no_grad(), watch:
-        model(probe)
-    if len(watch.readers) != 1 or watch.readers[0][0] not in _CONVOLUTIONS:
-        return None
-    weight = watch.readers[0][1]
-    first = next((m for m in model.modules() if getattr(m, "weight", None) is weight), None)
-    if type(first) is not nn.Conv2d or watch.weights.count(id(weight)) != 1:
-        return None
-    is_plain = first.groups == 1 and first.padding_mode == "zeros" and first.in_channels == 3
-    return first if is_plain else None
+    found: list[nn.Conv2d] = []
+    for run in _runs(model):
+        watch = _Watch(probe)
+        with torch.no_grad(), watch:
+            run(probe)
+        weights = [weight for function, weight in watch.readers if function in _CONVOLUTIONS]
+        if len(weights) < len(watch.readers):
+            return []
+        for weight in weights:
+            is_shared = watch.weights.count(id(weight)) > 1
+            first = next((m for m in model.modules() if getattr(m, "weight", None) is weight), None)
+            if is_shared or type(first) is not nn.Conv2d or not _is_plain(first):
+                return []
+            found.append(first)
+    return list(dict.fromkeys(found))
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return conv.groups == 1 and conv.padding_mode == "zeros" and conv.in_channels == 3
+
+
+def _runs(model: Model) -> list[Callable[[Tensor], object]]:
+    """Every way in which a network is run on images."""
+    if not isinstance(model, TemporalModel):
+        return [model]
+    with torch.no_grad():
+        _, state = model.key(torch.zeros(1, 3, *model.spec.size_hw))
+    return [model.key, lambda images: model.nonkey(images, state)]
 
 
 _CONVOLUTIONS = (nn.functional.conv2d, torch.conv2d)

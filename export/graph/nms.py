@@ -56,12 +56,12 @@ from typing import Literal
 import onnx
 
 from export.graph.select import DOMAIN, check_opset, parse_body
+from training.layers.suppression import PER_CLASS_LIMIT
 
 Method = Literal["greedy", "fast"]
 
 OP_TYPE = "KestrelNms"
 METHODS = ("greedy", "fast")
-PER_CLASS_LIMIT = 200  # of Fast NMS, as published
 
 _SIGNATURE = """
   (boxes, scores, classes, iou_threshold)

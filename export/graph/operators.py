@@ -31,8 +31,8 @@ from torch import Tensor
 
 from export.graph import nms, select
 from export.graph.shapes import drop_unread, fold_shapes, infer_shapes
-from export.graph.suppression import keep_fast, keep_greedy
 from export.graph.walking import attribute, walk
+from training.layers.suppression import PER_CLASS_LIMIT, keep_rows
 
 MINIMUM_IR_VERSION = 9  # default values of function attributes
 
@@ -93,7 +93,7 @@ def suppress(
     iou_threshold: Tensor,
     max_detections: int,
     method: str = "greedy",
-    per_class_limit: int = nms.PER_CLASS_LIMIT,
+    per_class_limit: int = PER_CLASS_LIMIT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Suppress overlapping boxes per class; `export/graph/nms.py` has the definition.
 
@@ -120,8 +120,7 @@ def suppress(
     num_detections = classes.new_zeros(batch, dtype=torch.int32)
     for row in range(batch):
         frame = (boxes[row], scores[row], classes[row], iou_threshold[row])
-        kept = keep_fast(*frame, per_class_limit) if method == "fast" else keep_greedy(*frame)
-        kept = kept[:max_detections]
+        kept = keep_rows(*frame, method, per_class_limit)[:max_detections]
         num = len(kept)
         num_detections[row] = num
         indices[row, :num] = kept
@@ -139,7 +138,7 @@ def _(
     iou_threshold: Tensor,
     max_detections: int,
     method: str = "greedy",
-    per_class_limit: int = nms.PER_CLASS_LIMIT,
+    per_class_limit: int = PER_CLASS_LIMIT,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check_nms(boxes, scores, classes, iou_threshold, max_detections)
     rows = (boxes.shape[0], max_detections)
@@ -267,7 +266,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         iou_threshold: Any,
         max_detections: int,
         method: str = "greedy",
-        per_class_limit: int = nms.PER_CLASS_LIMIT,
+        per_class_limit: int = PER_CLASS_LIMIT,
     ) -> Any:
         return nms_node(
             boxes,

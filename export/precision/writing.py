@@ -19,6 +19,7 @@ from export.precision.int8.calibration import CALIBRATION_NAME, read_calibration
 from export.precision.int8.for_cpu import to_cpu
 from export.precision.int8.rewriting import to_int8
 from export.precision.mixed import ASSIGNMENT_NAME, read_assignment
+from export.precision.state import HALVED, halve_state
 from runtime.contract.bundle import PRECISION_KEY, Kind, hash_file
 from runtime.contract.errors import BundleError
 from runtime.contract.manifest import METADATA_KEY, Graph, Manifest
@@ -80,6 +81,8 @@ def write_files(
         if precision not in conversions:
             continue
         typed = conversions[precision](base)
+        if manifest.state and precision in HALVED:
+            typed = halve_state(typed, manifest.state)
         protos: dict[Kind, onnx.ModelProto] = {
             "portable": attach_functions(typed, early_exit=True, inline=True),
             "plugin": attach_functions(typed, early_exit=False, inline=False),
@@ -120,18 +123,24 @@ def _check(proto: onnx.ModelProto, file_name: str, precision: str, kind: Kind) -
 
 
 def convert_again(
-    base: onnx.ModelProto, name: str, precision: str, folder: Path
+    base: onnx.ModelProto,
+    name: str,
+    precision: str,
+    folder: Path,
+    state: Mapping[str, str] = MappingProxyType({}),
 ) -> onnx.ModelProto:
     """Give what a fresh export would: int8 and mixed by what a bundle's folder says of them.
 
     Args:
         base: the graph as it is traced now. name: of the graph, as of `write_files`.
+        state: of the manifest.
 
     Raises:
         KestrelError: the calibration is missing, or of another network.
     """
     if precision in CONVERSIONS:
-        return CONVERSIONS[precision](base)
+        typed = CONVERSIONS[precision](base)
+        return halve_state(typed, state) if state and precision in HALVED else typed
     if precision == "mixed":
         return read_assignment(folder / ASSIGNMENT_NAME, name, base).to_mixed(base)
     calibrations = read_calibrations(folder / CALIBRATION_NAME)

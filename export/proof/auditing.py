@@ -34,9 +34,9 @@ def audit_artifact(bundle: Bundle, session: Session) -> dict[str, Any]:
         runs = _audit_session(session, graph, path, bundle, file.shares)
         verdicts += [file.verdict, runs.verdict]
         reasons += [f"{path.name}: {reason}" for reason in file.reasons if file.verdict == "fail"]
-        reasons += [
-            f"{session.backend}: {reason}" for reason in runs.reasons if runs.verdict == "fail"
-        ]
+        is_alone = len(bundle.manifest.graphs) == 1
+        what = session.backend if is_alone else f"{session.backend}, {graph}"
+        reasons += [f"{what}: {reason}" for reason in runs.reasons if runs.verdict == "fail"]
         graphs[graph] = {"file": file.to_json(), "runs": runs.to_json()}
     verdict = next((each for each in ("fail", "not run") if each in verdicts), "pass")
     return {"verdict": verdict, "reasons": reasons, "graphs": graphs}

@@ -14,7 +14,7 @@ from export.precision.audit import find_type_fault
 from runtime.contract.bundle import Bundle, Kind
 from runtime.contract.errors import ManifestError
 from runtime.contract.manifest import METADATA_KEY, Manifest
-from runtime.contract.outputs import TensorSpec
+from runtime.contract.outputs import KEY, NONKEY, TensorSpec
 
 KINDS: tuple[Kind, ...] = ("portable", "plugin", "cpu")
 NUMPY_NAMES = {
@@ -47,7 +47,7 @@ def find_file_fault(bundle: Bundle, precision: str) -> str:
             except (ValueError, OSError, onnx.checker.ValidationError) as error:
                 said = " ".join(str(error).split())[:200]
                 return f"{path.name}: its weights cannot be read ({said}). Export again."
-            fault = next(_find_faults(models[kind], manifest, precision, kind), "")
+            fault = next(_find_faults(models[kind], manifest, graph, precision, kind), "")
             if fault:
                 return f"{path.name}: {fault}"
             name = _find_other_weight(models.get("portable", models[kind]), models[kind])
@@ -57,10 +57,10 @@ def find_file_fault(bundle: Bundle, precision: str) -> str:
 
 
 def _find_faults(
-    model: onnx.ModelProto, manifest: Manifest, precision: str, kind: Kind
+    model: onnx.ModelProto, manifest: Manifest, graph: str, precision: str, kind: Kind
 ) -> Iterator[str]:
     yield from _find_foreign(model, manifest)
-    yield from _find_contract_faults(model, manifest)
+    yield from _find_contract_faults(model, manifest, graph)
     if fault := find_type_fault(model, precision):
         yield fault
     target: Target = "plugin" if kind == "plugin" else "portable"
@@ -84,14 +84,23 @@ def _find_foreign(model: onnx.ModelProto, manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _find_contract_faults(model: onnx.ModelProto, manifest: Manifest) -> Iterator[str]:
-    """Names, types and fixed sides of inputs and outputs."""
+def _find_contract_faults(model: onnx.ModelProto, manifest: Manifest, graph: str) -> Iterator[str]:
+    """Names, types and fixed sides of inputs and outputs; of state the names alone."""
     weights = {tensor.name for tensor in model.graph.initializer}
     given = [info for info in model.graph.input if info.name not in weights]
-    state = {*manifest.state, *manifest.state.values()}
-    sides = (("input", given, manifest.inputs), ("output", model.graph.output, manifest.outputs))
-    for side, infos, specs in sides:
-        found = {info.name: _describe(info) for info in infos if info.name not in state}
+    taken = manifest.state.values() if graph == NONKEY else ()
+    left = manifest.state.keys() if graph == KEY else ()
+    outputs = manifest.outputs_of_graph(graph)
+    sides = (
+        ("input", given, manifest.inputs, taken),
+        ("output", model.graph.output, outputs, left),
+    )
+    for side, infos, specs, state in sides:
+        found = {info.name: _describe(info) for info in infos}
+        absent = [name for name in state if name not in found]
+        if absent:
+            yield f"lacks the {side} {', '.join(absent)}, which the manifest has as state."
+        found = {name: each for name, each in found.items() if name not in state}
         expected = {spec.name: _describe_spec(spec, manifest) for spec in specs}
         if found.keys() != expected.keys():
             yield f"has the {side}s {', '.join(found)}; the manifest has {', '.join(expected)}."

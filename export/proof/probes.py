@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.contract.joint_matching import TOLD
 from runtime.contract.limits import judge, limits_of
-from runtime.contract.manifest import Manifest
+from runtime.contract.manifest import Joints, Manifest
 from runtime.contract.matching import Comparison, Rows, compare_detections, pairwise_iou
+from runtime.contract.outputs import TensorSpec
 from runtime.contract.samples import Samples
 from runtime.preprocess import Letterbox
 from runtime.sessions.base import Session
 from training.data.sample import Sample
-from training.models.base import Spec
+from training.models.base import KeypointSpec, Spec
 from training.tasks.detection import fit_input
 
 SAME_SCORE = 1e-4  # between runs of one graph at other thresholds or batches
 SAME_BOX_PX = 0.05
+SAME_JOINT_PX, SAME_JOINTS = 0.1, 0.98  # distance, and the share of joints that keep it
 STRICT_IOU = 0.2
 
 
@@ -36,12 +39,20 @@ def probe_manifest(manifest: Manifest, spec: Spec) -> list[str]:
         "score_threshold": (manifest.defaults.score_threshold, spec.score_threshold),
         "iou_threshold": (manifest.defaults.iou_threshold, spec.iou_threshold),
         "colour": (manifest.geometry.colour, "bgr"),
+        "joints": (manifest.joints, _joints_of(spec)),
+        "crop_margin": (manifest.crop_margin, getattr(spec, "crop_margin", 0.0)),
     }
     return [
         f"manifest {name} is {found}; the checkpoint has {expected}"
         for name, (found, expected) in pairs.items()
         if found != expected
     ]
+
+
+def _joints_of(spec: Spec) -> Joints | None:
+    if not isinstance(spec, KeypointSpec):
+        return None
+    return Joints(spec.joints, spec.skeleton, spec.flip_pairs, spec.sigmas)
 
 
 def probe_letterbox(manifest: Manifest, spec: Spec, samples: Sequence[Sample]) -> list[str]:
@@ -58,10 +69,12 @@ def probe_letterbox(manifest: Manifest, spec: Spec, samples: Sequence[Sample]) -
     return []
 
 
-def probe_sample_shapes(manifest: Manifest, samples: Samples) -> list[str]:
-    """Types and shapes of samples.npz against the manifest's."""
+def probe_sample_shapes(
+    manifest: Manifest, samples: Samples, outputs: Sequence[TensorSpec] | None = None
+) -> list[str]:
+    """Types and shapes of samples.npz against the manifest's; `outputs` None are all of its."""
     sizes = manifest.sizes(len(samples))
-    for spec in (*manifest.inputs, *manifest.outputs):
+    for spec in (*manifest.inputs, *(manifest.outputs if outputs is None else outputs)):
         array = samples.feeds.get(spec.name, samples.results.get(spec.name))
         found = "absent" if array is None else f"{array.dtype} {array.shape}"
         expected = f"{spec.dtype} {spec.resolved(sizes)}"
@@ -84,12 +97,14 @@ def probe_thresholds(
 ) -> list[str]:
     """Whether the thresholds act: raised, one class off, and a strict suppression.
 
+    A task that takes none has nothing to probe, nor has suppression where there is none.
+
     Args:
         frames: (N, H, W, 3) with detections at the default thresholds.
-        feeds: score_threshold (N, K) and iou_threshold (N,) of the defaults.
+        feeds: score_threshold (N, K) of the defaults, and iou_threshold (N,) if it is taken.
     """
     reasons: list[str] = []
-    for index in range(len(frames)):
+    for index in range(len(frames) if feeds else 0):
         base = {name: value[index : index + 1].copy() for name, value in feeds.items()}
         base["image"] = frames[index : index + 1]
         rows = _rows(session.run(base))
@@ -97,7 +112,8 @@ def probe_thresholds(
             continue
         reasons += _probe_score(session, base, rows)
         reasons += _probe_class(session, base, rows, manifest)
-        reasons += _probe_iou(session, base)
+        if "iou_threshold" in base:
+            reasons += _probe_iou(session, base)
         if reasons:
             return reasons
     return reasons
@@ -176,19 +192,27 @@ def _filled_up(feeds: Rows, count: int) -> Rows:
 
 def _with_own_thresholds(feeds: Rows) -> Rows:
     """Of four frames the second has a strict suppression, the third every other class off."""
-    scores, ious = feeds["score_threshold"].copy(), feeds["iou_threshold"].copy()
-    ious[1::4] = STRICT_IOU
-    scores[2::4, ::2] = 1.1
-    return {**feeds, "score_threshold": scores, "iou_threshold": ious}
+    if "score_threshold" not in feeds:
+        return feeds
+    own = {name: value if name == "image" else value.copy() for name, value in feeds.items()}
+    own["score_threshold"][2::4, ::2] = 1.1
+    if "iou_threshold" in own:
+        own["iou_threshold"][1::4] = STRICT_IOU
+    return own
 
 
 def _rows(outputs: dict[str, Any]) -> Rows:
+    if "num_detections" not in outputs:
+        return {name: value[0] for name, value in outputs.items()}
     count = int(outputs["num_detections"][0])
-    return {name: outputs[name][0][:count] for name in ("boxes_xyxy", "scores", "classes")}
+    names = ("boxes_xyxy", "scores", "classes", "keypoints_xyc")
+    return {name: outputs[name][0][:count] for name in names if name in outputs}
 
 
 def _are_same(ours: Rows, theirs: Rows) -> bool:
     """Equal but for rounding; a result within it of a threshold may be missing."""
+    if "scores" not in ours:
+        return _are_same_joints(ours["keypoints_xyc"], theirs["keypoints_xyc"])
     if abs(len(ours["scores"]) - len(theirs["scores"])) > 1:
         return False
     if len(ours["scores"]) != len(theirs["scores"]):
@@ -196,7 +220,19 @@ def _are_same(ours: Rows, theirs: Rows) -> bool:
     order = [np.lexsort((r["boxes_xyxy"][:, 0], r["classes"])) for r in (ours, theirs)]
     boxes = [r["boxes_xyxy"][o] for r, o in zip((ours, theirs), order, strict=True)]
     scores = [r["scores"][o] for r, o in zip((ours, theirs), order, strict=True)]
+    if "keypoints_xyc" in ours:
+        joints = [r["keypoints_xyc"][o] for r, o in zip((ours, theirs), order, strict=True)]
+        if not _are_same_joints(*joints):
+            return False
     return bool(
         np.allclose(boxes[0], boxes[1], atol=SAME_BOX_PX, rtol=0)
         and np.allclose(scores[0], scores[1], atol=1e-3, rtol=0)
     )
+
+
+def _are_same_joints(ours: NDArray[Any], theirs: NDArray[Any]) -> bool:
+    """Equal but for rounding; of two equal peaks of a heatmap a joint may be at either."""
+    is_told = ours[..., 2] >= TOLD
+    gaps = np.abs(ours.astype(np.float64) - theirs)[is_told]
+    is_same = (gaps <= (SAME_JOINT_PX, SAME_JOINT_PX, 1e-2)).all(axis=-1)
+    return bool(is_same.size == 0 or is_same.mean() >= SAME_JOINTS)

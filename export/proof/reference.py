@@ -16,8 +16,15 @@ from export import bundling
 from export.bundling import torch_results, with_fitting_candidates
 from export.graph.operators import attach_functions
 from export.precision.writing import convert_again
+from export.proof.clip_reference import ClipReference
 from export.proof.diagnosis import find_changes
-from export.proof.frames import proof_samples
+from export.proof.frames import (
+    SCORE_FLOOR,
+    has_labels_of,
+    open_labelled,
+    proof_samples,
+    scoring_thresholds,
+)
 from export.proof.probes import (
     probe_batches,
     probe_letterbox,
@@ -32,20 +39,17 @@ from runtime.contract.bundle import Bundle
 from runtime.contract.errors import BundleError, KestrelError
 from runtime.contract.manifest import Manifest
 from runtime.contract.matching import Comparison, Rows, compare_detections
-from runtime.contract.samples import Samples
 from runtime.preprocess import Letterbox
 from runtime.sessions.base import Session
 from runtime.tasks import load_task as runtime_task
-from training.data import open_data
 from training.data.sample import Sample
 from training.loop.checkpoint import file_sha256, load_release
 from training.metrics.detection import GroundTruth
 from training.models.base import Model
 from training.tasks import task_module as training_task
 
-SCORE_FLOOR = 0.001  # results below it do not enter AP
 PROBED_FRAMES = 8
-GATED = ("AP", "mask_AP")  # scores that an artifact must keep
+GATED = ("AP", "mask_AP", "OKS_AP")  # scores that an artifact must keep
 
 
 def expect_checkpoint(manifest: Manifest, checkpoint: Path) -> None:
@@ -74,7 +78,8 @@ class Reference:
         faults: of the manifest and the samples, which every artifact of the bundle shares.
         floor: score threshold of feeds and results where PyTorch finds nothing at the default
             thresholds; else None.
-        base: the model's graph as a fresh export traces it, once it was asked for.
+        bases: the model's graphs as a fresh export traces them, once they were asked for.
+        clips: of a model for video; frames, results and scores are then those of key frames.
     """
 
     model: Model
@@ -86,7 +91,8 @@ class Reference:
     scores: dict[str, float]
     faults: list[str]
     floor: float | None = None
-    base: onnx.ModelProto | None = None
+    bases: dict[str, onnx.ModelProto] = dataclasses.field(default_factory=dict)
+    clips: ClipReference | None = None
 
     @classmethod
     def make(cls, checkpoint: Path, manifest: Manifest, data: str, count: int | None) -> Reference:
@@ -101,8 +107,7 @@ class Reference:
         model.spec = dataclasses.replace(model.spec, size_hw=size_hw)
         model.spec = with_fitting_candidates(model)
         faults = probe_manifest(manifest, model.spec)
-        labels = training_task(manifest.task).LABELS
-        source = open_data(data, "val", labels)  # once: each opening tells what is wrong with it
+        source = open_labelled(manifest, data, "val")  # once: it tells what is wrong with it
         samples = list(proof_samples(source, count))
         boxes = [Letterbox.fit(s.image.shape[:2], manifest.geometry) for s in samples]
         frames = np.stack([box.apply(s.image) for box, s in zip(boxes, samples, strict=True)])
@@ -113,7 +118,17 @@ class Reference:
         if floor is not None:
             feeds |= runtime_task(manifest.task).thresholds(manifest, len(frames), floor)
             results = torch_results(model, feeds)
-        has_its_classes = tuple(source.classes) == tuple(manifest.classes)
+        has_its_classes = has_labels_of(source, manifest)
+        clips = None
+        if manifest.state:
+            clips = ClipReference.make(
+                model,
+                manifest,
+                data,
+                floor=floor,
+                score_floor=SCORE_FLOOR,
+                gated=GATED if has_its_classes else (),
+            )
         return cls(
             model,
             manifest,
@@ -124,7 +139,13 @@ class Reference:
             _checkpoint_scores(model, samples, manifest) if has_its_classes else {},
             faults + probe_letterbox(manifest, model.spec, samples[:PROBED_FRAMES]),
             floor,
+            clips=clips,
         )
+
+    @property
+    def all_scores(self) -> dict[str, float]:
+        """The checkpoint's scores on frames, and on clips where there are any."""
+        return self.scores | (self.clips.scores if self.clips else {})
 
     @property
     def finds_nothing(self) -> bool:
@@ -141,7 +162,7 @@ class Reference:
 
     def compare(self, outputs: Sequence[Rows]) -> Comparison:
         """Hold the outputs of `run` against PyTorch's, frame by frame."""
-        comparison = Comparison()
+        comparison = Comparison(sigmas=self.manifest.sigmas)
         for index, found in enumerate(outputs):
             ours, feeds = _row(self.results, index), _row(self.feeds, index)
             compare_detections(ours, found, feeds, comparison, index)
@@ -155,8 +176,11 @@ class Reference:
             *probe_batches(session, self.manifest, self.few()),
         ]
 
-    def check_samples(self, samples: Samples | None) -> list[str]:
+    def check_samples(self, bundle: Bundle) -> list[str]:
         """Whether samples.npz, which engines are held against, holds PyTorch's results."""
+        if self.clips:
+            return self.clips.check_samples(bundle)
+        samples = bundle.samples()
         if samples is None:
             return []
         faults = probe_sample_shapes(self.manifest, samples)
@@ -164,15 +188,18 @@ class Reference:
 
     def explain(self, bundle: Bundle, precision: str) -> list[str]:
         """Where a failing artifact's graph differs from a fresh export of the checkpoint."""
-        if self.base is None:
-            self.base = bundling.trace_base(self.model)
-        try:
-            typed = convert_again(self.base, "model", precision, bundle.folder)
-        except KestrelError as error:
-            return [f"{precision} cannot be held against a fresh export: {error}"]
-        fresh = attach_functions(typed, early_exit=True, inline=True)
-        path = bundle.file("model", precision)
-        return [f"{path.name}: {change}" for change in find_changes(onnx.load(path), fresh)]
+        self.bases = self.bases or bundling.trace_bases(self.model)
+        changes = []
+        for graph, base in self.bases.items():
+            try:
+                typed = convert_again(base, graph, precision, bundle.folder, self.manifest.state)
+            except KestrelError as error:
+                return [f"{precision} cannot be held against a fresh export: {error}"]
+            fresh = attach_functions(typed, early_exit=True, inline=True)
+            path = bundle.file(graph, precision)
+            found = find_changes(onnx.load(path), fresh)
+            changes += [f"{path.name}: {change}" for change in found]
+        return changes
 
     def draw(self, path: Path, outputs: Sequence[Rows]) -> list[int]:
         """Write the worst frames as a picture; see `export.proof.sheet.write_sheet`."""
@@ -187,8 +214,8 @@ class Reference:
             return {}
         manifest = self.manifest
         task = runtime_task(manifest.task)
-        truth = GroundTruth(manifest.classes, manifest.category_ids)
-        limits = task.thresholds(manifest, 1, SCORE_FLOOR)
+        truth = GroundTruth(manifest.classes, manifest.category_ids, manifest.sigmas)
+        limits = scoring_thresholds(manifest, 1)
         found: list[dict[str, Any]] = []
         for sample, frame in zip(self.samples, self.frames, strict=True):
             outputs = session.run({"image": frame[None], **limits})

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.contract.files import write_bytes
+from runtime.contract.joint_matching import TOLD
 from runtime.contract.matching import SMALL_MASK_PX, Comparison, Rows, compare_detections
 from runtime.contract.outputs import MASK_INSIDE
 
@@ -28,7 +29,8 @@ def frame_badness(reference: Rows, candidate: Rows, feeds: Rows) -> float:
     mask_lack = 1 - min(comparison.mask_ious, default=1.0)
     worst_small = max(comparison.small_mask_errors, default=0) / SMALL_MASK_PX
     masks = 50.0 * max(mask_lack, worst_small)
-    return 100.0 * len(comparison.unmatched) + masks + comparison.max_box_error_px
+    joints = 50.0 * (1 - min(comparison.similarities, default=1.0))
+    return 100.0 * len(comparison.unmatched) + masks + joints + comparison.max_box_error_px
 
 
 def write_sheet(
@@ -75,6 +77,7 @@ def _drawn(
 ) -> NDArray[Any]:
     picture = frame.copy()
     _tint_masks(picture, ours)
+    _draw_joints(picture, ours)
     partners = _boxes_of(theirs)
     for box, score, label in _boxes_of(ours):
         is_alone = not any(
@@ -101,8 +104,22 @@ def _tint_masks(picture: NDArray[np.uint8], rows: Rows) -> None:
         picture[inside] = (picture[inside] * 0.5 + tint * 0.5).astype(np.uint8)
 
 
+def _draw_joints(picture: NDArray[np.uint8], rows: Rows) -> None:
+    """A cross at each joint that the rows are sure of, in the joint's colour."""
+    if "keypoints_xyc" not in rows:
+        return
+    keypoints = rows["keypoints_xyc"][0]
+    people = keypoints[: int(rows["num_detections"][0])] if keypoints.ndim == 3 else keypoints[None]
+    for person in people:
+        for place, (x, y, confidence) in enumerate(person.tolist()):
+            if confidence >= TOLD and np.isfinite((x, y)).all():
+                tint = TINTS_BGR[place % len(TINTS_BGR)]
+                at = (round(x), round(y))
+                cv2.drawMarker(picture, at, tint, cv2.MARKER_CROSS, 4, 1)
+
+
 def _boxes_of(rows: Rows) -> list[tuple[NDArray[Any], float, int]]:
-    count = int(rows["num_detections"][0])
+    count = int(rows["num_detections"][0]) if "num_detections" in rows else 0
     return [
         (rows["boxes_xyxy"][0][i], float(rows["scores"][0][i]), int(rows["classes"][0][i]))
         for i in range(count)

@@ -19,7 +19,7 @@ from export.graph.walking import walk
 from export.proof.auditing import audit_backend
 from runtime.contract.errors import BundleError
 from runtime.contract.manifest import PRECISIONS, Manifest
-from runtime.contract.outputs import TensorSpec
+from runtime.contract.outputs import KEY, NONKEY, TensorSpec
 from runtime.sessions import BACKENDS, why_absent
 
 Document = dict[str, Any]
@@ -120,17 +120,18 @@ def _describe_tensor(info: onnx.ValueInfoProto) -> Document:
 
 
 def _check_contract(entry: GraphFile, contract: Document, manifest: Manifest) -> list[str]:
-    """Names, types and shapes against the manifest; the graphs of a temporal model share theirs."""
+    """Names, types and shapes against the manifest; of state the names alone."""
     problems = []
-    is_whole = list(manifest.graphs) == ["model"]
-    state = {*manifest.state, *manifest.state.values()}
+    taken = {*manifest.state.values()} if entry.graph == NONKEY else set()
+    left = {*manifest.state} if entry.graph == KEY else set()
     sizes = {**manifest.sizes(1)}
     del sizes["B"]  # symbolic in the file
-    for side, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+    outputs = manifest.outputs_of_graph(entry.graph)
+    for side, specs, state in (("inputs", manifest.inputs, taken), ("outputs", outputs, left)):
         found = {tensor["name"]: tensor for tensor in contract[side]}
         wanted = {spec.name: spec for spec in specs}
         unknown = sorted(set(found) - set(wanted) - state)
-        absent = sorted(set(wanted) - set(found)) if is_whole else []
+        absent = sorted({*wanted, *state} - set(found))
         problems += [
             f"{entry.name} has {side[:-1]} {name!r}, not in the manifest." for name in unknown
         ]

@@ -11,26 +11,22 @@ from export.graph.masks import make_masks, to_bytes
 from export.tasks import detection
 from training.metrics.detection import score_boxes
 from training.metrics.instance import score_masks
-from training.models.base import Model
+from training.models.base import Model, Raw
 
 
 class EndToEnd(detection.EndToEnd):
     """Raw frame and thresholds to padded detections with masks; built as detection's."""
 
-    def forward(
-        self, image: Tensor, score_threshold: Tensor, iou_threshold: Tensor
+    def answer(
+        self, raw: Raw, score_threshold: Tensor, iou_threshold: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """Run the whole road.
-
-        Args:
-            image: (B, H, W, 3) uint8 BGR, network size.
-            score_threshold: (B, K) float32. iou_threshold: (B,) float32.
+        """What `forward` returns, of the network's raw output.
 
         Returns:
             detection's four outputs, masks (B, M, h, w) uint8, 0..255, at prototype size, and of a
             model that re-scores them mask_scores (B, M) float32, 0..1; padding has 0.
         """
-        found = self.model.candidates(self.model(self.input(image)))
+        found = self.model.candidates(raw)
         *rows, anchors = self.find_boxes(found, score_threshold, iou_threshold)
         boxes_xyxy, classes = rows[1], rows[3]
         table = found.extras["coefficients"]  # (B, A, P)

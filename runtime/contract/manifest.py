@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from runtime.contract.errors import ManifestError
-from runtime.contract.outputs import TASKS, TensorSpec
+from runtime.contract.outputs import CHANGE, KEY, NONKEY, TASKS, TensorSpec
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -93,14 +93,16 @@ class Manifest:
         model, variant: names for people; nothing branches on them.
         task: one of runtime.contract.outputs.TASKS; this is what code branches on.
         classes: names by index. category_ids: the data set's own ids, gaps allowed.
-        inputs, outputs: of every graph of a one-graph bundle.
+        inputs, outputs: what a caller feeds and gets; see `outputs_of_graph`.
         geometry: the network input.
         graphs: "model", or "key" and "nonkey".
         batches: batch sizes that sessions specialise to.
-        state: output name -> input name, for temporal models.
+        state: of temporal models, an output of graph "key" -> the input of "nonkey" that it feeds.
         precisions: those that the graphs hold files for.
         max_detections: M. num_candidates: T, rows that enter suppression.
         mask_hw: h and w of masks; empty where the task has none.
+        joints: of tasks with joints. crop_margin: of bundles that take crops, sides of the crop
+            over those of the box that it is made for (`runtime/crops.py`); else 0.
         calibration: {images_sha256, method} or empty.
         training: {data, checkpoint_sha256, ...}.
         scores: {"street val AP": 0.5, ...}. created: ISO 8601. version: of Kestrel.
@@ -124,6 +126,7 @@ class Manifest:
     num_candidates: int = 300
     mask_hw: tuple[int, ...] = ()
     joints: Joints | None = None
+    crop_margin: float = 0.0
     calibration: dict[str, str] = field(default_factory=dict)
     training: dict[str, str] = field(default_factory=dict)
     licence: str = ""
@@ -146,6 +149,15 @@ class Manifest:
         if self.joints is not None:
             sizes["J"] = len(self.joints.names)
         return sizes
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """The constants of the joints, of tasks with joints."""
+        return () if self.joints is None else self.joints.sigmas
+
+    def outputs_of_graph(self, graph: str) -> tuple[TensorSpec, ...]:
+        """What a caller gets of one graph: only "nonkey" says how far a frame has moved."""
+        return tuple(spec for spec in self.outputs if graph == NONKEY or spec != CHANGE)
 
     def to_json(self, *, is_complete: bool = True) -> str:
         """The manifest as JSON; the copy inside an ONNX file leaves out hashes and scores."""
@@ -228,6 +240,11 @@ class Manifest:
             ),
             (not self.graphs, "no graphs; expected at least 'model'"),
             (
+                NONKEY in self.graphs and (KEY not in self.graphs or not self.state),
+                f"the graphs {', '.join(self.graphs)} and {len(self.state)} states; expected "
+                "'key' beside 'nonkey', and what is passed between them",
+            ),
+            (
                 not self.batches or min(self.batches) < 1,
                 f"batches {self.batches}; expected positive sizes",
             ),
@@ -237,12 +254,35 @@ class Manifest:
                 and (len(self.mask_hw) != 2 or min(self.mask_hw) < 1),
                 f"mask_hw {list(self.mask_hw)}; expected height and width of the masks",
             ),
+            *self._check_joints(),
             *self._check_defaults(),
         )
         for is_wrong, what in problems:
             if is_wrong:
                 raise ManifestError(f"{origin} has {what}. Export the bundle again.")
         self._check_files(origin)
+
+    def _check_joints(self) -> list[tuple[bool, str]]:
+        has_joints = any("J" in spec.shape for spec in self.outputs)
+        takes_crops = self.task == "pose_crop"
+        known = self.joints or Joints(())
+        num = len(known.names)
+        places = [place for pair in (*known.skeleton, *known.flip_pairs) for place in pair]
+        return [
+            (has_joints and num < 1, "no joints; expected their names"),
+            (
+                any(not 0 <= place < num for place in places),
+                f"limbs or pairs of joints beyond the {num} that have names",
+            ),
+            (
+                len(known.sigmas) not in (0, num) or min(known.sigmas, default=1.0) <= 0,
+                f"{len(known.sigmas)} sigmas for {num} joints; expected one above 0 for each",
+            ),
+            (
+                takes_crops and not self.crop_margin >= 1,
+                f"crop_margin {self.crop_margin}; expected 1 or more",
+            ),
+        ]
 
     def _check_defaults(self) -> list[tuple[bool, str]]:
         given = dataclasses.asdict(self.defaults).items()

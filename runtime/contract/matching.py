@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.contract.joint_matching import CROP_SHARE, joint_distances, similarity
 from runtime.contract.outputs import MASK_INSIDE
 
 MATCH_IOU = 0.5  # below this two boxes are not the same object
@@ -66,6 +67,10 @@ class Comparison:
             are any. unmatched: the rest.
         mask_ious: of the pairs that have masks, but small ones.
         small_mask_errors: of pairs with small masks, how many pixels differ; none of empty ones.
+        change_errors: of frames that say how far they have moved, pixels.
+        joint_errors: of pairs with joints, distances of those the reference is sure of, pixels.
+        similarities: of these pairs, object keypoint similarity, 0..1.
+        sigmas: its constants, one a joint.
     """
 
     num_matched: int = 0
@@ -74,6 +79,10 @@ class Comparison:
     unmatched: list[Unmatched] = field(default_factory=list)
     mask_ious: list[float] = field(default_factory=list)
     small_mask_errors: list[int] = field(default_factory=list)
+    change_errors: list[float] = field(default_factory=list)
+    joint_errors: list[float] = field(default_factory=list)
+    similarities: list[float] = field(default_factory=list)
+    sigmas: tuple[float, ...] = ()
 
     @property
     def max_box_error_px(self) -> float:
@@ -102,6 +111,15 @@ class Comparison:
                 "small_masks": len(self.small_mask_errors),
                 "p99_small_mask_error_px": round(_percentile(self.small_mask_errors), 2),
             }
+        if self.similarities:
+            figures |= {
+                "max_joint_error_px": round(max(self.joint_errors, default=0.0), 6),
+                "p99_joint_error_px": round(_percentile(self.joint_errors), 6),
+                "min_oks": round(min(self.similarities), 6),
+                "p1_oks": round(1 - _percentile([1 - each for each in self.similarities]), 6),
+            }
+        if self.change_errors:
+            figures["max_change_error_px"] = round(float(np.max(self.change_errors)), 6)
         return figures
 
 
@@ -110,7 +128,7 @@ def _percentile(errors: Sequence[float]) -> float:
 
 
 Rows = dict[str, NDArray[Any]]
-_COMPARED = ("boxes_xyxy", "scores", "classes", "masks", "mask_scores")
+_COMPARED = ("boxes_xyxy", "scores", "classes", "masks", "mask_scores", "keypoints_xyc")
 
 
 def compare_detections(
@@ -121,18 +139,30 @@ def compare_detections(
     Args:
         reference, candidate: the graph's outputs: num_detections (B,), boxes_xyxy (B, M, 4),
             scores (B, M), classes (B, M), and of a task with masks, masks (B, M, h, w) uint8 and
-            perhaps mask_scores (B, M).
-        feeds: score_threshold (B, K) and iou_threshold (B,) that both ran with.
+            perhaps mask_scores (B, M); of frames between key frames change (B,); of a task with
+            joints keypoints_xyc (B, M, J, 3). Of crops keypoints_xyc (B, J, 3) alone.
+        feeds: score_threshold (B, K) that both ran with, and iou_threshold (B,) if they take it;
+            of crops image (B, H, W, 3).
         first_image: index of the first frame.
     """
+    if "num_detections" not in reference:
+        height, width = feeds["image"].shape[1:3]
+        for pair in zip(reference["keypoints_xyc"], candidate["keypoints_xyc"], strict=True):
+            comparison.num_matched += 1
+            _compare_joints(*pair, CROP_SHARE * height * width, comparison)
+        return
     names = [name for name in reference if name in _COMPARED]
     for row in range(len(reference["num_detections"])):
         sides = []
         for rows in (reference, candidate):
             count = int(rows["num_detections"][row])
             sides.append({name: rows[name][row][:count] for name in names})
-        limits = feeds["score_threshold"][row], float(feeds["iou_threshold"][row])
+        overlap = float(feeds["iou_threshold"][row]) if "iou_threshold" in feeds else np.inf
+        limits = feeds["score_threshold"][row], overlap
         _compare_frame(sides[0], sides[1], limits, first_image + row, comparison)
+    if "change" in reference:
+        errors = np.abs(reference["change"].astype(np.float64) - candidate["change"])
+        comparison.change_errors.extend(errors.tolist())
 
 
 def _compare_frame(
@@ -161,6 +191,9 @@ def _compare_frame(
             out.num_matched += 1
             if "masks" in ours:
                 _compare_masks(ours["masks"][a], theirs["masks"][b], out)
+            if "keypoints_xyc" in ours:
+                area = float((boxes_a[a, 2:] - boxes_a[a, :2]).prod())
+                _compare_joints(ours["keypoints_xyc"][a], theirs["keypoints_xyc"][b], area, out)
             if "mask_scores" in ours:
                 error = abs(float(ours["mask_scores"][a]) - float(theirs["mask_scores"][b]))
                 out.score_errors.append(error)
@@ -168,6 +201,13 @@ def _compare_frame(
         others = theirs if side == "reference" else ours
         for index in np.flatnonzero(free):
             out.unmatched.append(_explain(rows, int(index), others, limits, image, side))
+
+
+def _compare_joints(ours: NDArray[Any], theirs: NDArray[Any], area: float, out: Comparison) -> None:
+    out.joint_errors.extend(joint_distances(ours, theirs).tolist())
+    out.similarities.append(similarity(ours, theirs, area, out.sigmas))
+    gap = float(np.abs(ours[:, 2].astype(np.float64) - theirs[:, 2]).max(initial=0.0))
+    out.score_errors.append(gap if np.isfinite(gap) else np.inf)
 
 
 def _compare_masks(ours: NDArray[Any], theirs: NDArray[Any], out: Comparison) -> None:

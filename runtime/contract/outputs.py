@@ -35,10 +35,14 @@ class TensorSpec:
         return np.dtype(self.dtype)
 
 
+KEY, NONKEY = "key", "nonkey"  # the graphs of a temporal model; others have "model"
 MASK_INSIDE = 128  # of 0..255: a soft mask at or above it is the object
 IMAGE = TensorSpec("image", "uint8", ("B", "H", "W", 3))
 SCORE_THRESHOLD = TensorSpec("score_threshold", "float32", ("B", "K"))
 IOU_THRESHOLD = TensorSpec("iou_threshold", "float32", ("B",))
+
+# How far a frame has moved from its key frame, pixels of the network input; of NONKEY alone.
+CHANGE = TensorSpec("change", "float32", ("B",))
 
 _DETECTION = (
     TensorSpec("num_detections", "int32", ("B",)),
@@ -69,12 +73,17 @@ OUTPUTS: dict[str, tuple[TensorSpec, ...]] = {
     ),
 }
 
-# What only some models of a task give, after the others: how sure a mask is, 0..1.
+# What only some models of a task give, after the others: how sure a mask is, 0..1, and CHANGE.
 OPTIONAL_OUTPUTS: dict[str, tuple[TensorSpec, ...]] = {
-    "instance": (TensorSpec("mask_scores", "float32", ("B", "M")),),
+    "instance": (TensorSpec("mask_scores", "float32", ("B", "M")), CHANGE),
 }
 
 TASKS = tuple(OUTPUTS)
+
+
+def inputs_of(task: str, *, is_suppressed: bool = True) -> tuple[TensorSpec, ...]:
+    """What a caller feeds a graph: without IOU_THRESHOLD where no row suppresses another."""
+    return tuple(spec for spec in INPUTS[task] if is_suppressed or spec != IOU_THRESHOLD)
 
 
 def outputs_of(task: str, optional: tuple[str, ...] = ()) -> tuple[TensorSpec, ...]:

@@ -1,7 +1,8 @@
 """samples.npz: feeds of a graph and what PyTorch answered, which every engine is held against.
 
 Keys of the archive are `<graph>/feeds/<input>` and `<graph>/results/<output>`; the leading side
-of every array counts the samples.
+of every array counts the samples. Of a temporal model the samples of "nonkey" are as many times
+those of "key": the first few lean on the first key frame, the next ones on the second, and so on.
 """
 
 from __future__ import annotations

@@ -14,12 +14,13 @@ from runtime.contract.bundle import Bundle, Verdict, hash_file
 from runtime.contract.errors import EngineError
 from runtime.contract.limits import judge, limits_of
 from runtime.contract.matching import Comparison, compare_detections
+from runtime.contract.outputs import KEY, NONKEY
 from runtime.contract.samples import SAMPLES_NAME, Samples
 from runtime.engines.audit import Audit
 from runtime.engines.cache import EngineFile, record_verdict
 from runtime.sessions.base import Session
 
-BOX_TASKS = ("detection", "instance", "keypoints", "panoptic")
+CHECKED_TASKS = ("detection", "instance", "keypoints", "pose_crop", "panoptic")
 
 log = logging.getLogger("kestrel.engines")
 
@@ -50,8 +51,9 @@ def check_engines(session: EngineSession, bundle: Bundle, engines: dict[str, Eng
             asked for, and the bundle does not allow that.
     """
     for graph, built in list(engines.items()):
-        samples = bundle.samples(graph) if bundle.manifest.task in BOX_TASKS else None
-        if samples is None or not len(samples):
+        samples = bundle.samples(graph) if bundle.manifest.task in CHECKED_TASKS else None
+        keys = bundle.samples(KEY) if graph == NONKEY else None
+        if not samples or (graph == NONKEY and not keys):
             log.warning("engine of graph %r: not checked, the bundle has no samples for it", graph)
             continue
         given_for = {
@@ -62,7 +64,8 @@ def check_engines(session: EngineSession, bundle: Bundle, engines: dict[str, Eng
         if built.verdict == "pass" and given_for.items() <= built.record["check"].items():
             continue
         reasons = [
-            f"it disagrees with PyTorch: {fault}" for fault in find_faults(session, graph, samples)
+            f"it disagrees with PyTorch: {fault}"
+            for fault in find_faults(session, graph, samples, keys)
         ]
         audit = session.audit(graph)
         reasons += audit.reasons if audit.verdict == "fail" else ()
@@ -77,10 +80,20 @@ def check_engines(session: EngineSession, bundle: Bundle, engines: dict[str, Eng
             )
 
 
-def find_faults(session: Session, graph: str, samples: Samples) -> list[str]:
-    """Why a session's detections differ too much from the samples'; empty where they do not."""
+def find_faults(
+    session: Session, graph: str, samples: Samples, keys: Samples | None = None
+) -> list[str]:
+    """Why a session's detections differ too much from the samples'; empty where they do not.
+
+    Args:
+        keys: of a graph that takes state, the samples that leave it; each is run before those that
+            lean on it.
+    """
     comparison = Comparison()
+    num_each = len(samples) // len(keys) if keys else 0
     for index in range(len(samples)):
+        if keys and index % num_each == 0:
+            session.run(_row(keys.feeds, index // num_each), KEY)
         feeds = _row(samples.feeds, index)
         expected = _row(samples.results, index)
         compare_detections(expected, session.run(feeds, graph), feeds, comparison, index)

@@ -46,7 +46,13 @@ class Infers(Protocol):
     """What the pipeline needs of `runtime.Predictor`. Called on one thread, but for `draw`."""
 
     def submit(
-        self, frame_bgr: Image, score_threshold: Any = None, iou_threshold: Any = None
+        self,
+        frame_bgr: Image,
+        score_threshold: Any = None,
+        iou_threshold: Any = None,
+        *,
+        time_s: float | None = None,
+        num_dropped: int = 0,
     ) -> Ticket: ...
 
     def draw(self, frame_bgr: Image, result: Any) -> Image: ...
@@ -195,10 +201,16 @@ class Pipeline:
         # A camera's next frame is taken only when the engine is free, so that it is the newest.
         depth = 1 if self.is_sequential or self.source.is_live else IN_FLIGHT
         pending: deque[tuple[Frame, Ticket]] = deque()
+        expected = 0
         for num_taken, frame in enumerate(frames, start=1):
             ticket = self.predictor.submit(
-                frame.image_bgr, self.score_threshold, self.iou_threshold
+                frame.image_bgr,
+                self.score_threshold,
+                self.iou_threshold,
+                time_s=frame.time_s,
+                num_dropped=frame.index - expected,
             )
+            expected = frame.index + 1
             pending.append((frame, ticket))
             if len(pending) >= depth:
                 deliver(_result_of(*pending.popleft()))

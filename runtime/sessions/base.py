@@ -25,9 +25,22 @@ class Ticket(Protocol):
         """Wait; give {output name: array}. The arrays are the caller's to keep."""
         ...
 
+    @property
+    def compute_ms(self) -> float | None:
+        """Milliseconds that the engine took, waits for earlier inferences left out.
+
+        None until the result is there, and where the backend does not tell; for graphs with state
+        every backend does.
+        """
+        ...
+
 
 class Stream(Protocol):
-    """Buffers and state of one camera. Not to be shared between threads."""
+    """Buffers and state of one camera. Not to be shared between threads.
+
+    What a graph gives as state is kept for the graphs that take it, and is no result: a frame of
+    "nonkey" reads the state of the "key" that was submitted last before it, whatever is under way.
+    """
 
     def submit(self, feeds: Feeds, graph: str = "model") -> Ticket:
         """Start one inference.
@@ -38,7 +51,8 @@ class Stream(Protocol):
             graph: "model", or "key" / "nonkey" of a temporal model.
 
         Raises:
-            SessionError: unknown graph or input, wrong shape or type.
+            SessionError: unknown graph or input, wrong shape or type. Without state, or with that
+                of another batch size, it comes here or from the ticket.
         """
         ...
 

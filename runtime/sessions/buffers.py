@@ -102,11 +102,16 @@ class Cuda:
         """As `wait_for_stream`, for closing: an error is logged."""
         self._release("cudaStreamSynchronize", lambda: self._cudart.cudaStreamSynchronize(stream))
 
-    def create_event(self) -> Any:
-        """An event without timing, which is the cheap kind."""
+    def create_event(self, *, is_timed: bool = False) -> Any:
+        """An event; without timing it is of the cheap kind."""
         cudart = self._cudart
-        given = cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming)
-        return self._check("cudaEventCreateWithFlags", given)
+        flags = cudart.cudaEventDefault if is_timed else cudart.cudaEventDisableTiming
+        return self._check("cudaEventCreateWithFlags", cudart.cudaEventCreateWithFlags(flags))
+
+    def elapsed_ms(self, begun: Any, done: Any) -> float:
+        """Milliseconds on the GPU between two timed events, both of which it has passed."""
+        given = self._cudart.cudaEventElapsedTime(begun, done)
+        return float(self._check("cudaEventElapsedTime", given))
 
     def destroy_event(self, event: Any) -> None:
         self._release("cudaEventDestroy", lambda: self._cudart.cudaEventDestroy(event))

@@ -14,6 +14,7 @@ from runtime.sessions.base import Feeds, Results
 from runtime.sessions.compiled_models import CompiledModels, onnx_hashes
 from runtime.sessions.cpu_flags import cpu_flags, is_bf16_fast
 from runtime.sessions.feeds import FeedCheck, fed_specs, summarise
+from runtime.sessions.state import Signature, check_state, refuse_state
 
 _DEVICE = "CPU"
 _INFERENCE_PRECISIONS = ("f32", "bf16", "auto")
@@ -67,7 +68,7 @@ class OpenVinoSession:
         import openvino
 
         self.precision = precision
-        self.state_names = bundle.manifest.state
+        self.renews = bundle.manifest.state
         self._manifest = bundle.manifest
         self._core = openvino.Core()
         self._config = self._configure(threads, inference_precision)
@@ -80,6 +81,8 @@ class OpenVinoSession:
         self._paths: dict[str, str] = {}
         self._hashes: dict[str, dict[str, str]] = {}
         self._checks: dict[str, FeedCheck] = {}
+        gives: dict[str, dict[str, Signature]] = {}
+        takes: dict[str, dict[str, Signature]] = {}
         for graph in bundle.manifest.graphs:
             is_cpu_file = bundle.has_file(graph, precision, "cpu")
             path = bundle.file(graph, precision, "cpu" if is_cpu_file else "portable")
@@ -88,6 +91,9 @@ class OpenVinoSession:
             first = self.compiled(graph, bundle.manifest.batches[0])
             fed = fed_specs(bundle.manifest, self.name_ports(first.inputs))
             self._checks[graph] = FeedCheck(bundle.manifest, graph, fed)
+            gives[graph] = self._signatures(first.outputs)
+            takes[graph] = self._signatures(first.inputs)
+        check_state(self.renews, gives, takes)
         self._own: OpenVinoStream | None = None
 
     def open_stream(self) -> OpenVinoStream:
@@ -126,11 +132,19 @@ class OpenVinoSession:
     def name_ports(self, ports: Any) -> list[str]:
         """The contract's names of inputs or outputs; OpenVINO merges names of equal tensors."""
         specs = (*self._manifest.inputs, *self._manifest.outputs)
-        known = [*(spec.name for spec in specs), *self.state_names, *self.state_names.values()]
+        known = [*(spec.name for spec in specs), *self.renews, *self.renews.values()]
         return [
             next((name for name in known if name in port.get_names()), port.get_any_name())
             for port in ports
         ]
+
+    def _signatures(self, ports: Any) -> dict[str, Signature]:
+        """Types and sides by name; the first side of a compiled model is its batch."""
+        names = self.name_ports(ports)
+        return {
+            name: (port.get_element_type().to_dtype().name, (-1, *tuple(port.get_shape())[1:]))
+            for name, port in zip(names, ports, strict=True)
+        }
 
     def _compile(self, graph: str, batch: int) -> Any:
         """From the cache, or compiled and cached."""
@@ -193,7 +207,14 @@ class OpenVinoSession:
 
 
 class OpenVinoStream:
-    """One camera's requests and state."""
+    """One camera's requests and state.
+
+    Of graphs with state one inference computes at a time: "key" and "nonkey" are compiled models
+    of their own, which would run side by side on the same cores, and a frame may not start before
+    the key frame that it needs. While one computes, the results of the one before are still read.
+    So the state of a key frame lies in its own request's output, and may be read there until the
+    next key frame but one.
+    """
 
     def __init__(self, session: OpenVinoSession) -> None:
         self._session = session
@@ -202,24 +223,24 @@ class OpenVinoStream:
         self._last: OpenVinoTicket | None = None
 
     def submit(self, feeds: Feeds, graph: str = "model") -> OpenVinoTicket:
-        """Start one inference; with two under way, wait for the older."""
+        """Start one inference; with two under way, or with state one, wait for the older."""
         batch = self._session.batch_of(feeds, graph)
-        if self._session.state_names and self._last is not None:
-            self._last.collect()  # its state is this one's input
+        if self._session.renews and self._last is not None:
+            self._last.collect()
         ring = self._rings.get((graph, batch))
         if ring is None:
             compiled = self._session.compiled(graph, batch)
             inputs = self._session.name_ports(compiled.inputs)
             outputs = self._session.name_ports(compiled.outputs)
             ring = [
-                _Request(graph, compiled.create_infer_request(), inputs, outputs)
+                _Request(graph, batch, compiled.create_infer_request(), inputs, outputs)
                 for _ in range(_REQUESTS_PER_STREAM)
             ]
             self._rings[graph, batch] = ring
-        request = ring.pop(0)
-        ring.append(request)
-        self._last = request.start(feeds, self._state, self._session.state_names)
-        return self._last
+        ticket = ring[0].start(feeds, self._state, self._session.renews)
+        ring.append(ring.pop(0))
+        self._last = ticket
+        return ticket
 
     def close(self) -> None:
         """Wait for what runs, then free the requests."""
@@ -228,21 +249,23 @@ class OpenVinoStream:
                 request.finish()
         self._rings.clear()
         self._state.clear()
+        self._last = None
 
 
 class _Request:
     """An infer request and the ticket whose results it holds."""
 
-    def __init__(self, graph: str, handle: Any, inputs: list[str], outputs: list[str]) -> None:
+    def __init__(
+        self, graph: str, batch: int, handle: Any, inputs: list[str], outputs: list[str]
+    ) -> None:
         self.graph = graph
+        self.batch = batch
         self.handle = handle
         self._inputs = inputs
         self._outputs = outputs
         self._owner: OpenVinoTicket | None = None
 
-    def start(
-        self, feeds: Feeds, state: dict[str, Any], state_names: dict[str, str]
-    ) -> OpenVinoTicket:
+    def start(self, feeds: Feeds, state: dict[str, Any], renews: dict[str, str]) -> OpenVinoTicket:
         import openvino
 
         self.finish()
@@ -251,17 +274,12 @@ class _Request:
             if name in feeds:
                 array = np.require(feeds[name], requirements=("C", "W"))  # copies only if not
                 tensor = openvino.Tensor(array, shared_memory=True)
-            elif name in state:
-                tensor = state[name]
             else:
-                raise SessionError(
-                    f"graph {self.graph!r} needs the state {name!r}, which no frame has set yet. "
-                    "Run the graph 'key' first."
-                )
+                tensor = self._require(name, state)
             tensors.append(tensor)
             self.handle.set_input_tensor(index, tensor)
         self.handle.start_async()
-        self._owner = OpenVinoTicket(self, tensors, state, state_names)
+        self._owner = OpenVinoTicket(self, tensors, state, renews)
         return self._owner
 
     def finish(self) -> None:
@@ -270,36 +288,37 @@ class _Request:
         if owner is not None:
             owner.collect()
 
-    def take_results(self, state: dict[str, Any], state_names: dict[str, str]) -> Results:
-        """Wait; results are copied, state is handed on as the tensor that it lies in.
-
-        The next request writes to buffers of its own, so a state may be read and renewed at once.
-        """
+    def take_results(self, state: dict[str, Any], renews: dict[str, str]) -> Results:
+        """Wait; results are copied, state is handed on as the tensor that it lies in."""
         self.handle.wait()
         results: Results = {}
         for index, name in enumerate(self._outputs):
             tensor = self.handle.get_output_tensor(index)
-            if name in state_names:
-                state[state_names[name]] = tensor
+            if name in renews:
+                state[renews[name]] = tensor
             else:
                 results[name] = tensor.data.copy()
         return results
+
+    def _require(self, name: str, state: dict[str, Any]) -> Any:
+        """The tensor of a state input; SessionError where there is none of this batch."""
+        found = tuple(state[name].shape)[0] if name in state else None
+        if found != self.batch:
+            raise refuse_state(self.graph, name, self.batch, found)
+        return state[name]
 
 
 class OpenVinoTicket:
     """An inference under way."""
 
     def __init__(
-        self,
-        request: _Request,
-        inputs: list[Any],
-        state: dict[str, Any],
-        state_names: dict[str, str],
+        self, request: _Request, inputs: list[Any], state: dict[str, Any], renews: dict[str, str]
     ) -> None:
+        self.compute_ms: float | None = None
         self._request: _Request | None = request
         self._inputs = inputs  # the request reads the caller's arrays in place
         self._state = state
-        self._state_names = state_names
+        self._renews = renews
         self._results: Results = {}
         self._error: SessionError | None = None
 
@@ -316,7 +335,9 @@ class OpenVinoTicket:
         if request is None:
             return
         try:
-            self._results = request.take_results(self._state, self._state_names)
+            self._results = request.take_results(self._state, self._renews)
+            if self._renews:  # without state it may have waited behind another
+                self.compute_ms = request.handle.latency
         except RuntimeError as error:
             self._error = SessionError(
                 f"OpenVINO failed in graph {request.graph!r}: {summarise(error)}"

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
 from typing import Any
+
+import numpy as np
 
 from runtime.contract.bundle import Bundle
 from runtime.contract.errors import SessionError
-from runtime.sessions.base import Array, Feeds, Results
+from runtime.sessions.base import Feeds, Results
 from runtime.sessions.feeds import FeedCheck, fed_specs, summarise
+from runtime.sessions.state import Signature, check_state, refuse_state
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_TYPES = {  # of tensors: ONNX Runtime's names that are not NumPy's
+    "float": "float32",
+    "float16": "float16",
+    "double": "float64",
+}
 _LOG_FATAL = 4  # errors come as exceptions; the log would say them twice
 
 
@@ -50,11 +58,14 @@ class OrtSession:
     ) -> None:
         self.precision = precision
         self.device = "CPU" if device == "cpu" else "NVIDIA GPU (CUDA provider)"
-        self._manifest = bundle.manifest
+        self._place = device  # where state stays
+        self._renews = bundle.manifest.state
         self._engines: dict[str, Any] = {}
         self._checks: dict[str, FeedCheck] = {}
         self._outputs: dict[str, list[str]] = {}
         self._state_inputs: dict[str, list[str]] = {}
+        gives: dict[str, dict[str, Signature]] = {}
+        takes: dict[str, dict[str, Signature]] = {}
         for graph in bundle.manifest.graphs:
             is_cpu_file = device == "cpu" and bundle.has_file(graph, precision, "cpu")
             path = bundle.file(graph, precision, "cpu" if is_cpu_file else "portable")
@@ -66,6 +77,9 @@ class OrtSession:
             self._outputs[graph] = [each.name for each in engine.get_outputs()]
             fed_names = {spec.name for spec in fed}
             self._state_inputs[graph] = [name for name in names if name not in fed_names]
+            gives[graph] = {each.name: _signature(each) for each in engine.get_outputs()}
+            takes[graph] = {each.name: _signature(each) for each in engine.get_inputs()}
+        check_state(self._renews, gives, takes)
         self._own: OrtStream | None = None
 
     def open_stream(self) -> OrtStream:
@@ -84,43 +98,60 @@ class OrtSession:
             self._own.close()
         self._engines.clear()
 
-    def check(self, feeds: Feeds, graph: str) -> None:
-        """Raise SessionError where the feeds are not the graph's."""
+    def check(self, feeds: Feeds, graph: str) -> int:
+        """The batch size of the feeds; SessionError where they are not the graph's."""
         if graph not in self._engines:
             have = ", ".join(self._engines) or "none: it is closed"
             raise SessionError(f"no graph {graph!r}; this session has {have}.")
-        self._checks[graph].batch_of(feeds)
+        return self._checks[graph].batch_of(feeds)
 
-    def infer(self, feeds: Feeds, graph: str, state: dict[str, Array]) -> Results:
-        """Run checked feeds; `state` is read and written in place."""
-        given: dict[str, Array] = dict(feeds)
+    def infer(
+        self, feeds: Feeds, graph: str, batch: int, state: dict[str, Any]
+    ) -> tuple[Results, float]:
+        """Run checked feeds; `state` is read and renewed in place.
+
+        Returns:
+            The results, and the milliseconds that they took.
+        """
         for name in self._state_inputs[graph]:
-            if name not in state:
-                raise SessionError(
-                    f"graph {graph!r} needs the state {name!r}, which no frame has set yet. "
-                    "Run the graph 'key' first."
-                )
-            given[name] = state[name]
-        names = self._outputs[graph]
+            found = state[name].shape()[0] if name in state else None
+            if found != batch:
+                raise refuse_state(graph, name, batch, found)
         engine = self._engines.get(graph)
         if engine is None:
             raise SessionError("this session was closed while a frame was under way.")
+        names = self._outputs[graph]
+        begun = perf_counter()
         try:
-            arrays = engine.run(names, given)
+            if self._renews:
+                results = self._run_bound(engine, graph, feeds, state)
+            else:
+                results = dict(zip(names, engine.run(names, dict(feeds)), strict=True))
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             raise SessionError(
                 f"ONNX Runtime failed in graph {graph!r}: {summarise(error)}"
             ) from None
-        results: Results = dict(zip(names, arrays, strict=True))
-        _move_state(results, state, self._manifest.state)
-        return results
+        return results, (perf_counter() - begun) * 1e3
 
+    def _run_bound(self, engine: Any, graph: str, feeds: Feeds, state: dict[str, Any]) -> Results:
+        """State stays in ONNX Runtime's own memory on the device, and is passed on without a copy.
 
-def _move_state(results: Results, state: dict[str, Array], names: Mapping[str, str]) -> None:
-    """State is the stream's, not the caller's."""
-    for output, name in names.items():
-        if output in results:
-            state[name] = results.pop(output)
+        Each key frame's state is memory of its own: a frame under way keeps the one it reads.
+        """
+        binding = engine.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self._state_inputs[graph]:
+            binding.bind_ortvalue_input(name, state[name])
+        names = self._outputs[graph]
+        for name in names:
+            binding.bind_output(name, self._place if name in self._renews else "cpu")
+        engine.run_with_iobinding(binding)
+        values = dict(zip(names, binding.get_outputs(), strict=True))
+        state.update(
+            (self._renews[name], values.pop(name)) for name in names if name in self._renews
+        )
+        return {name: value.numpy() for name, value in values.items()}
 
 
 class OrtStream:
@@ -128,37 +159,48 @@ class OrtStream:
 
     def __init__(self, session: OrtSession) -> None:
         self._session = session
-        self._state: dict[str, Array] = {}
+        self._state: dict[str, Any] = {}  # input name -> ONNX Runtime's value
         self._worker: ThreadPoolExecutor | None = None
 
     def submit(self, feeds: Feeds, graph: str = "model") -> OrtTicket:
         """Start one inference beside the caller's thread."""
-        self._session.check(feeds, graph)
+        batch = self._session.check(feeds, graph)
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "kestrel-ort")
-        return OrtTicket(self._worker.submit(self._session.infer, feeds, graph, self._state))
+        infer = self._session.infer
+        return OrtTicket(self._worker.submit(infer, feeds, graph, batch, self._state))
 
     def run(self, feeds: Feeds, graph: str = "model") -> Results:
         """Run in the caller's thread; for `Session.run`, which has nothing to overlap."""
-        self._session.check(feeds, graph)
-        return self._session.infer(feeds, graph, self._state)
+        batch = self._session.check(feeds, graph)
+        return self._session.infer(feeds, graph, batch, self._state)[0]
 
     def close(self) -> None:
         """End the thread; what is submitted still finishes."""
         if self._worker is not None:
             self._worker.shutdown(wait=True)
             self._worker = None
+        self._state.clear()
 
 
 class OrtTicket:
     """An inference under way."""
 
-    def __init__(self, future: Future[Results]) -> None:
+    def __init__(self, future: Future[tuple[Results, float]]) -> None:
+        self.compute_ms: float | None = None
         self._future = future
 
     def result(self) -> Results:
         """Wait; the arrays are the caller's."""
-        return self._future.result()
+        results, self.compute_ms = self._future.result()
+        return results
+
+
+def _signature(port: Any) -> Signature:
+    """Type and sides of an input or output; a side with a name is the batch."""
+    kind = port.type.removeprefix("tensor(").removesuffix(")")
+    sides = tuple(side if isinstance(side, int) else -1 for side in port.shape)
+    return _TYPES.get(kind, kind), sides
 
 
 def _load(path: str, device: str, threads: int | None, spin: bool) -> Any:

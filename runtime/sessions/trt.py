@@ -18,6 +18,7 @@ from runtime.engines.inspector_layers import audit_engine
 from runtime.sessions.base import Feeds, Results
 from runtime.sessions.buffers import Cuda
 from runtime.sessions.gpu import why_no_gpu
+from runtime.sessions.state import check_state
 from runtime.sessions.trt_graphs import LoadedGraph, load_graph
 from runtime.sessions.trt_lanes import Lane, State, TrtTicket
 
@@ -128,6 +129,11 @@ class TrtSession:
                     self._runtime,
                     lambda is_forced, name=name: find(name, is_forced),  # type: ignore[misc]
                 )
+            check_state(
+                bundle.manifest.state,
+                {name: graph.gives for name, graph in self._graphs.items()},
+                {name: graph.takes for name, graph in self._graphs.items()},
+            )
         except BaseException:
             self.close()
             raise
@@ -180,10 +186,11 @@ class TrtStream:
         self._lock = lock
         self._cuda_graphs = cuda_graphs
         self._lanes: dict[tuple[str, int], Lane] = {}
-        self._states: dict[int, State] = {}
+        self._state = State(cuda)
         self._cleanup = contextlib.ExitStack()
         self._stream = cuda.create_stream()
         self._cleanup.callback(cuda.destroy_stream, self._stream)
+        self._cleanup.callback(self._state.close)
         self._is_open = True
 
     def submit(self, feeds: Feeds, graph: str = "model") -> TrtTicket:
@@ -214,19 +221,15 @@ class TrtStream:
         with self._lock:
             self._cleanup.close()
             self._lanes.clear()
-            self._states.clear()
 
     def _open_lane(self, graph: str, batch: int) -> Lane:
         with self._lock:  # an engine makes one context at a time
-            if batch not in self._states:
-                self._states[batch] = State(self._cuda)
-                self._cleanup.callback(self._states[batch].close)
             lane = Lane(
                 self._cuda,
                 self._stream,
                 self._graphs[graph],
                 batch,
-                self._states[batch],
+                self._state,
                 use_cuda_graphs=self._cuda_graphs,
             )
             self._cleanup.callback(lane.close)

@@ -14,6 +14,7 @@ from runtime.contract.manifest import Manifest
 from runtime.engines.cache import EngineFile
 from runtime.engines.flavour import Flavour
 from runtime.sessions.feeds import FeedCheck, fed_specs
+from runtime.sessions.state import Signature
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -39,6 +40,10 @@ class Port:
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
 
+    @property
+    def signature(self) -> Signature:
+        return str(self.dtype), self.shape
+
 
 @dataclass(slots=True)
 class LoadedGraph:
@@ -48,7 +53,7 @@ class LoadedGraph:
         name: "model", "key" or "nonkey".
         engine: TensorRT's.
         flavour: that made it.
-        inputs: fed by the caller. state_inputs: fed by the stream's own memory.
+        inputs: fed by the caller. state_inputs: read from the stream's own memory.
         outputs: read by the caller. state_outputs: kept on the device, never read.
         renews: state output -> the state input that it renews.
         profiles: batch size -> number of its optimisation profile.
@@ -65,6 +70,16 @@ class LoadedGraph:
     renews: dict[str, str]
     profiles: dict[int, int]
     check: FeedCheck
+
+    @property
+    def takes(self) -> dict[str, Signature]:
+        """Types and sides of all inputs, state included."""
+        return {port.name: port.signature for port in (*self.inputs, *self.state_inputs)}
+
+    @property
+    def gives(self) -> dict[str, Signature]:
+        """Types and sides of all outputs, state included."""
+        return {port.name: port.signature for port in (*self.outputs, *self.state_outputs)}
 
     def release(self) -> None:
         """Let go of the engine, whoever still holds this object."""

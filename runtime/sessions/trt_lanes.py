@@ -1,8 +1,10 @@
 """One stream's way of running one graph at one batch size: fixed buffers, a context, CUDA graphs.
 
 Device buffers exist once; what the CPU writes and reads is pinned and exists twice (two slots), so
-the CPU prepares one inference while the GPU runs the one before. Everything of a lane is queued on
-one CUDA stream, in order, which is why the device buffers need no second copy.
+the CPU prepares one inference while the GPU runs the one before. All lanes of a stream are queued
+on one CUDA stream, in order, which is why the device buffers need no second copy. State needs none
+either: "key" writes it where "nonkey" reads it, at an address that never changes, and does so only
+when all frames that were queued before it have read the old one.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 from runtime.contract.errors import SessionError
 from runtime.sessions.base import Feeds, Results
 from runtime.sessions.buffers import Cuda, DeviceBuffer, PinnedBuffer
+from runtime.sessions.state import refuse_state
 from runtime.sessions.trt_graphs import LoadedGraph, Port, captures_itself
 
 log = logging.getLogger("kestrel.runtime")
@@ -26,45 +29,56 @@ _NUM_SLOTS = 2
 
 
 class State:
-    """A stream's state of one batch size: device memory that the host never sees."""
+    """A stream's state: device memory that the host never sees, for every batch size its own."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
-        self._buffers: dict[str, DeviceBuffer] = {}
-        self.is_set: set[str] = set()
+        self._buffers: dict[tuple[str, int], DeviceBuffer] = {}
+        self._batches: dict[str, int] = {}  # of the last key frame, by input name
 
-    def buffer(self, name: str, nbytes: int) -> DeviceBuffer:
+    def buffer(self, name: str, batch: int, nbytes: int) -> DeviceBuffer:
         """The memory behind a state input; the same for every graph that takes or renews it."""
-        if name not in self._buffers:
-            self._buffers[name] = DeviceBuffer(self._cuda, nbytes)
-        buffer = self._buffers[name]
-        if buffer.nbytes != nbytes:
-            raise SessionError(
-                f"state {name!r} has {nbytes} bytes in one graph and {buffer.nbytes} in another. "
-                "Export the bundle again."
-            )
+        if (name, batch) not in self._buffers:
+            self._buffers[name, batch] = DeviceBuffer(self._cuda, nbytes)
+        buffer = self._buffers[name, batch]
+        assert buffer.nbytes == nbytes, "types and shapes were compared when the graphs were loaded"
         return buffer
+
+    def batch_of(self, name: str) -> int | None:
+        """The batch size of the state that a state input has now; None where it has none."""
+        return self._batches.get(name)
+
+    def note(self, name: str, batch: int | None) -> None:
+        """A state input was renewed for one batch size; None where its memory is half written."""
+        if batch is None:
+            self._batches.pop(name, None)
+        else:
+            self._batches[name] = batch
 
     def close(self) -> None:
         """Free the memory."""
         for buffer in self._buffers.values():
             buffer.close()
         self._buffers.clear()
-        self.is_set.clear()
+        self._batches.clear()
 
 
 class Slot:
     """Pinned buffers of one inference under way, its event, and its CUDA graph."""
 
-    def __init__(self, cuda: Cuda, cleanup: contextlib.ExitStack) -> None:
+    def __init__(self, cuda: Cuda, cleanup: contextlib.ExitStack, *, is_timed: bool) -> None:
         self.inputs: dict[str, PinnedBuffer] = {}
         self.outputs: dict[str, PinnedBuffer] = {}
         self.executable: Any = None
         self.is_busy = False  # the GPU may still use the buffers, or nobody has read them
         self._cuda = cuda
         self._ticket: weakref.ref[TrtTicket] | None = None
-        self.event = cuda.create_event()
+        self.event = cuda.create_event(is_timed=is_timed)
         cleanup.callback(cuda.destroy_event, self.event)
+        self.begun: Any = None  # an event, too
+        if is_timed:
+            self.begun = cuda.create_event(is_timed=True)
+            cleanup.callback(cuda.destroy_event, self.begun)
 
     def issue(self) -> TrtTicket:
         """The ticket of what was just queued; the slot is busy until it is settled."""
@@ -89,6 +103,7 @@ class TrtTicket:
     """An inference under way; `result` may be called from another thread than `submit`."""
 
     def __init__(self, cuda: Cuda, slot: Slot) -> None:
+        self.compute_ms: float | None = None
         self._cuda = cuda
         self._slot: Slot | None = slot
         self._results: Results = {}
@@ -111,6 +126,8 @@ class TrtTicket:
             try:
                 self._cuda.wait_for_event(slot.event)
                 self._results = {name: each.array.copy() for name, each in slot.outputs.items()}
+                if slot.begun is not None:
+                    self.compute_ms = self._cuda.elapsed_ms(slot.begun, slot.event)
             except SessionError as error:
                 self._error = error
             slot.is_busy = False
@@ -136,7 +153,7 @@ class Lane:
             stream: a CUDA stream that is not the default one.
             graph: the loaded engine.
             batch: one of its batch sizes.
-            state: of the stream, for this batch size.
+            state: of the stream.
             use_cuda_graphs: capture copies and engine as one CUDA graph.
 
         Raises:
@@ -145,6 +162,7 @@ class Lane:
         self._cuda = cuda
         self._stream = stream
         self._graph = graph
+        self._batch = batch
         self._state = state
         self._captures = use_cuda_graphs and not captures_itself(graph.flavour)
         self._is_warm = False
@@ -154,8 +172,9 @@ class Lane:
         with contextlib.ExitStack() as stack:
             stack.callback(self._drop_context)
             self._context = graph.make_context(use_cuda_graphs=use_cuda_graphs)
-            self._prepare_context(batch)
-            self._slots = [Slot(cuda, stack) for _ in range(_NUM_SLOTS)]
+            self._prepare_context()
+            is_timed = bool(graph.renews)  # for the choice between "key" and "nonkey"
+            self._slots = [Slot(cuda, stack, is_timed=is_timed) for _ in range(_NUM_SLOTS)]
             self._allocate(stack)
             self._cleanup = stack.pop_all()
 
@@ -177,19 +196,20 @@ class Lane:
         for name, buffer in slot.inputs.items():
             np.copyto(buffer.array, feeds[name])
         try:
+            if slot.begun is not None:
+                self._cuda.record_event(slot.begun, self._stream)
             if slot.executable is not None:
                 self._cuda.launch(slot.executable, self._stream)
             else:
                 self._enqueue(slot)
             self._cuda.record_event(slot.event, self._stream)
         except BaseException:
+            self._note_state(None)
             self._cuda.drain_stream(self._stream)  # half of it may still use the slot
             raise
         ticket = slot.issue()
         self._next = (self._next + 1) % _NUM_SLOTS
-        self._state.is_set.update(
-            self._graph.renews[port.name] for port in self._graph.state_outputs
-        )
+        self._note_state(self._batch)
         if not self._is_warm:
             self._capture_all()
             self._is_warm = True
@@ -206,10 +226,9 @@ class Lane:
     def _drop_context(self) -> None:
         self._context = None
 
-    def _prepare_context(self, batch: int) -> None:
+    def _prepare_context(self) -> None:
         """Choose the profile and fix the shapes, once."""
-        context = self._context
-        graph = self._graph
+        context, graph, batch = self._context, self._graph, self._batch
         profile = graph.profiles[batch]
         if not context.set_optimization_profile_async(profile, int(self._stream)):
             raise self._refused(f"profile {profile}")
@@ -222,16 +241,16 @@ class Lane:
     def _allocate(self, stack: contextlib.ExitStack) -> None:
         graph = self._graph
         for port in graph.state_inputs:
-            shape = self._shape(port)
-            self._bind(port, self._state.buffer(port.name, _nbytes(shape, port.dtype)))
-        for port in (*graph.inputs, *graph.outputs, *graph.state_outputs):
-            shape = self._shape(port)
-            buffer = DeviceBuffer(self._cuda, _nbytes(shape, port.dtype))
+            self._bind(port, self._state_buffer(port.name, port))
+        for port in graph.state_outputs:
+            if not self._reads_what_it_renews(port):
+                self._bind(port, self._state_buffer(graph.renews[port.name], port))
+        apart = [port for port in graph.state_outputs if self._reads_what_it_renews(port)]
+        for port in (*graph.inputs, *graph.outputs, *apart):
+            buffer = DeviceBuffer(self._cuda, _nbytes(self._shape(port), port.dtype))
             stack.callback(buffer.close)
             self._device[port.name] = buffer
             self._bind(port, buffer)
-        for port in graph.state_outputs:
-            self._state.buffer(graph.renews[port.name], self._device[port.name].nbytes)
         for slot in self._slots:
             for ports, pinned in ((graph.inputs, slot.inputs), (graph.outputs, slot.outputs)):
                 for port in ports:
@@ -263,9 +282,10 @@ class Lane:
         for name, pinned in slot.outputs.items():
             cuda.copy_to_host(pinned.address, self._device[name].address, pinned.nbytes, stream)
         for port in self._graph.state_outputs:
-            source = self._device[port.name]
-            kept = self._state.buffer(self._graph.renews[port.name], source.nbytes)
-            cuda.copy_on_device(kept.address, source.address, source.nbytes, stream)
+            if self._reads_what_it_renews(port):
+                source = self._device[port.name]
+                kept = self._state_buffer(self._graph.renews[port.name], port)
+                cuda.copy_on_device(kept.address, source.address, source.nbytes, stream)
 
     def _capture_all(self) -> None:
         """Capture a CUDA graph for each slot, after the first run; plain queueing if refused."""
@@ -287,11 +307,21 @@ class Lane:
 
     def _require_state(self) -> None:
         for port in self._graph.state_inputs:
-            if port.name not in self._state.is_set:
-                raise SessionError(
-                    f"graph {self._graph.name!r} needs the state {port.name!r}, which no frame "
-                    "has set yet. Run the graph 'key' first."
-                )
+            found = self._state.batch_of(port.name)
+            if found != self._batch:
+                raise refuse_state(self._graph.name, port.name, self._batch, found)
+
+    def _note_state(self, batch: int | None) -> None:
+        for port in self._graph.state_outputs:
+            self._state.note(self._graph.renews[port.name], batch)
+
+    def _reads_what_it_renews(self, output: Port) -> bool:
+        """Such a graph must not write where it reads: it has a buffer of its own, copied after."""
+        taken = self._graph.renews[output.name]
+        return any(port.name == taken for port in self._graph.state_inputs)
+
+    def _state_buffer(self, name: str, port: Port) -> DeviceBuffer:
+        return self._state.buffer(name, self._batch, _nbytes(self._shape(port), port.dtype))
 
     def _refused(self, what: str) -> SessionError:
         said = "; ".join(self._graph.flavour.library_log.take()) or "no reason given"

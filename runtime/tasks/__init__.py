@@ -29,6 +29,8 @@ IouThreshold: TypeAlias = "float | Sequence[float] | NDArray[np.floating] | None
 MODULES = {
     "detection": "runtime.tasks.detection",
     "instance": "runtime.tasks.instance",
+    "keypoints": "runtime.tasks.keypoints",
+    "pose_crop": "runtime.tasks.pose_crop",
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.contract.manifest import Manifest
+from runtime.contract.outputs import IOU_THRESHOLD
 from runtime.preprocess import Frame, Letterbox
 from runtime.results import Detections
 from runtime.sessions.base import Array
@@ -33,10 +34,12 @@ def thresholds(
         iou_threshold: 0..1: boxes of a class that overlap more are one object; one number, or B.
 
     Returns:
-        {"score_threshold": (B, K) float32, "iou_threshold": (B,) float32}
+        {"score_threshold": (B, K) float32, "iou_threshold": (B,) float32}; the second only of a
+        bundle that suppresses overlaps.
 
     Raises:
-        ValueError: an unknown class, a wrong count, a number out of range.
+        ValueError: an unknown class, a wrong count, a number out of range, an iou_threshold for a
+            bundle that takes none.
     """
     scores = _score_row(manifest, score_threshold)
     _check_numbers("score_threshold", scores, math.inf)
@@ -46,6 +49,14 @@ def thresholds(
             f"score_threshold has shape {scores.shape}; expected one number, {num_classes} "
             f"(one a class) or {(batch, num_classes)}."
         )
+    limits = {"score_threshold": np.broadcast_to(scores, (batch, num_classes)).copy()}
+    if IOU_THRESHOLD not in manifest.inputs:
+        if iou_threshold is not None:
+            raise ValueError(
+                f"iou_threshold is {iou_threshold}; the bundle takes none, its network finds each "
+                "object once and suppresses nothing. Leave it out."
+            )
+        return limits
     default = manifest.defaults.iou_threshold
     ious = np.asarray(default if iou_threshold is None else iou_threshold, np.float32)
     _check_numbers("iou_threshold", ious, 1.0)
@@ -53,10 +64,7 @@ def thresholds(
         raise ValueError(
             f"iou_threshold has shape {ious.shape}; expected one number or {batch}, one an image."
         )
-    return {
-        "score_threshold": np.broadcast_to(scores, (batch, num_classes)).copy(),
-        "iou_threshold": np.broadcast_to(ious, (batch,)).copy(),
-    }
+    return limits | {"iou_threshold": np.broadcast_to(ious, (batch,)).copy()}
 
 
 def finish(

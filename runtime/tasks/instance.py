@@ -36,7 +36,7 @@ def finish(
     for row, (result, letterbox) in enumerate(zip(found, letterboxes, strict=True)):
         # A copy of the rows that are filled: the batch's array is not held by one result.
         soft = np.array(outputs["masks"][row, : len(result)], np.uint8)
-        masks = Masks(soft, result.boxes_xyxy, letterbox)
+        masks = Masks(soft, letterbox)
         told = outputs.get("mask_scores")
         scores = None if told is None else np.array(told[row, : len(result)], np.float32)
         results.append(dataclasses.replace(result, masks=masks, mask_scores=scores))

@@ -129,7 +129,8 @@ def test_missed_objects_score_0_and_found_ones_1():
 def test_object_goes_to_the_detection_of_the_higher_score():
     box = np.array([[0.0, 0, 100, 100]])
     found = np.array([[0.0, 0, 100, 80], [0.0, 0, 100, 100]])  # by falling score
-    flags = match(found, box, np.array([False]))
+    whole = np.array([False])
+    flags = match(overlap(found, box, whole), whole)
     assert flags[:, 0].tolist() == [1] * 7 + [0] * 3  # IoU 0.8
     assert flags[:, 1].tolist() == [0] * 7 + [1] * 3
 
@@ -138,7 +139,8 @@ def test_crowd_takes_any_number_of_detections_by_the_share_that_lies_in_it():
     crowd = np.array([[0.0, 0, 100, 100]])
     found = np.array([[0.0, 0, 10, 10], [50.0, 50, 60, 60], [200.0, 0, 210, 10]])
     np.testing.assert_allclose(overlap(found, crowd, np.array([True]))[:, 0], [1, 1, 0])
-    assert match(found, crowd, np.array([True]))[0].tolist() == [-1, -1, 0]
+    is_crowd = np.array([True])
+    assert match(overlap(found, crowd, is_crowd), is_crowd)[0].tolist() == [-1, -1, 0]
 
 
 # ------------------------------------------------------------------------------------ the bootstrap

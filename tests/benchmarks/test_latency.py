@@ -14,7 +14,7 @@ from tiny_bundle import InputGeometry, write_tiny_bundle
 
 from benchmarks.measure.closed_loop import run_closed_loop
 from benchmarks.measure.fingerprint import describe_libraries, describe_machine
-from benchmarks.measure.looping import LoopingSource
+from benchmarks.measure.looping import open_looping
 from benchmarks.measure.process import read_usage
 from benchmarks.measure.street_clip import StreetSource
 from benchmarks.report import page
@@ -205,19 +205,19 @@ def test_closed_loop_without_warm_up_measures_every_frame():
 
 
 def test_looping_source_plays_again_with_rising_times(film):
-    with LoopingSource(str(film)) as source:
+    with open_looping(str(film)) as source:
         frames = [source.read() for _ in range(50)]
-    assert source.num_rounds == 3
+    assert source.round_number == 3
     assert [frame.index for frame in frames] == list(range(50))
     assert (np.diff([frame.time_s for frame in frames]) > 0).all()
 
 
 @pytest.mark.skipif(not BOOK.exists(), reason=NO_CLIPS)
 def test_looping_source_plays_a_real_clip_whole():
-    with LoopingSource(str(BOOK)) as source:
+    with open_looping(str(BOOK)) as source:
         for _ in range(110):
             source.read()
-    assert source.num_rounds == 2  # 109 frames, and the first again
+    assert source.round_number == 2  # 109 frames, and the first again
 
 
 def test_street_is_a_source_of_its_own_and_its_frames_may_be_drawn_on():

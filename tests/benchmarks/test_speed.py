@@ -105,6 +105,38 @@ def test_checkpoint_of_another_network_is_refused(written_bundle, tmp_path):
     assert not (tmp_path / "speed.json").exists()
 
 
+# --- to the drawn frame
+
+
+def test_drawn_frames_are_measured_part_by_part_at_the_size_that_was_asked_for(
+    written_bundle, film, tmp_path
+):
+    out = tmp_path / "speed.json"
+    bundle = shutil.copytree(written_bundle, tmp_path / "tiny")
+    done = run_script(
+        bundle, "--source", film, "--out", out, "--peers", "openvino fp32", "eager fp32",
+        "--drawn", "200x120",
+        *QUICK,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text())
+    assert document["settings"]["frame_wh"] == [200, 120]
+    assert "drawn" in document["settings"]["measured"]
+    assert document["left_out"]["pytorch eager fp32"] == "it draws nothing"
+    for peer in document["peers"].values():
+        assert list(peer["parts_p50_ms"]) == ["preprocess", "engine", "finish", "draw"]
+        assert min(peer["parts_p50_ms"].values()) > 0
+        assert max(peer["parts_p50_ms"].values()) < peer["p90_ms"]
+    header = next(line for line in done.stdout.splitlines() if line.startswith("ms a frame"))
+    assert "draw" in header.split()
+
+
+def test_size_that_is_none_is_refused(written_bundle):
+    done = run_script(written_bundle, "--drawn", "big")
+    assert done.returncode == 2
+    assert "'big' is no size; expected one such as 1280x720" in done.stderr
+
+
 # --- rounds
 
 
@@ -120,7 +152,7 @@ class Clockwork:
         turn = (len(self.calls) - 1) // 2  # one pass of all frames, then two calls a round
         self.calls.append(num_frames)
         ms = self._ms * (2 if turn in self._slow else 1)
-        return Turn([ms] * num_frames, [], 3 * num_frames)
+        return Turn([ms] * num_frames, {}, 3 * num_frames)
 
     def close(self):
         pass
@@ -163,10 +195,12 @@ def test_interval_covers_the_true_ratio_about_as_often_as_it_says():
     assert 0.88 <= covered / 100 <= 1.0
 
 
-def test_engine_times_are_kept_where_a_peer_knows_them():
-    series = Series(2, 0.0, [Turn([3.0, 5.0], [2.0, 4.0]), Turn([1.0, 1.0], [0.5, 0.5])])
-    assert series.engine_ms.tolist() == [2.0, 4.0, 0.5, 0.5]
+def test_parts_of_a_frame_are_kept_where_a_peer_knows_them():
+    turns = [Turn([3.0, 5.0], {"engine": [2.0, 4.0]}), Turn([1.0, 1.0], {"engine": [0.5, 0.5]})]
+    series = Series(2, 0.0, turns)
+    assert series.parts_ms["engine"].tolist() == [2.0, 4.0, 0.5, 0.5]
     assert series.round_ms.tolist() == [4.0, 1.0]
+    assert Series(2, 0.0, [Turn([3.0, 5.0])]).parts_ms == {}
 
 
 # --- the process that runs PyTorch

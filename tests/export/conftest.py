@@ -77,10 +77,11 @@ def with_mixed(with_int8: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("mixed")
     bundle = Bundle.open(with_int8)
     base = float_graph(bundle)
-    calibration = read_calibrations(with_int8 / CALIBRATION_NAME)["model"]
+    calibrations = read_calibrations(with_int8 / CALIBRATION_NAME)
+    calibration = calibrations["model"]
     floats = [name for group in group_products(base)[::2] for name in group.products]
     assignment = Assignment(calibration=calibration, float_nodes=tuple(floats))
-    write_added(bundle.manifest, base, calibration, with_int8, folder, assignment)
+    write_added(bundle.manifest, {"model": base}, calibrations, with_int8, folder, assignment)
     return folder
 
 

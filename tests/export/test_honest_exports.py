@@ -89,7 +89,7 @@ def with_spread_logits(model: Model, data: Path) -> Model:
 
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     hooks = [conv.register_forward_hook(scale) for conv in convs]
-    frames = torch.from_numpy(network_frames(str(data), model.spec.size_hw, IMAGES))
+    frames = torch.from_numpy(network_frames(str(data), model.spec, IMAGES))
     with torch.no_grad():
         model(model.prepare(frames))
     for hook in hooks:
@@ -99,7 +99,7 @@ def with_spread_logits(model: Model, data: Path) -> Model:
 
 def with_fitting_threshold(model: Model, data: Path) -> Model:
     """A default threshold in the widest gap of the scores that lets some pass on each frame."""
-    frames = torch.from_numpy(network_frames(str(data), model.spec.size_hw, IMAGES))
+    frames = torch.from_numpy(network_frames(str(data), model.spec, IMAGES))
     with torch.no_grad():
         found = [model.candidates(model(model.prepare(f[None]))).logits for f in frames]
     scores = torch.cat([each.flatten().sigmoid() for each in found]).sort(descending=True).values

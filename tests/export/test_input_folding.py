@@ -46,6 +46,11 @@ class TwoReaders(Net):
         return self.stem[0](images) + self.stem[1](images)
 
 
+class ReadTwice(Net):
+    def forward(self, images):
+        return self.stem(images) + self.stem(images * 0.5)
+
+
 class ImageToo(Net):
     def forward(self, images):
         return self.stem(images) + images.mean()
@@ -94,6 +99,12 @@ def test_plain_convolution_takes_over_order_and_scale_up_to_the_border(options):
     assert difference(expected, found) <= SAME
 
 
+def test_all_convolutions_that_read_the_image_take_over_order_and_scale():
+    expected, found, entry = answers(TwoReaders())
+    assert entry is FoldedInput
+    assert difference(expected, found) <= SAME
+
+
 @pytest.mark.parametrize("variant", ["small", "r50"])
 def test_whole_network_answers_the_same_after_folding(variant):
     torch.manual_seed(0)
@@ -113,14 +124,14 @@ def test_whole_network_answers_the_same_after_folding(variant):
         Net(padding_mode="reflect"),
         Net(groups=3),
         NormFirst(),
-        TwoReaders(),
+        ReadTwice(),
         ImageToo(),
         PooledFirst(),
         StemTwice(),
         PaddedByHand(),
     ],
     ids=[
-        "standardised", "reflecting", "grouped", "norm-first", "two-readers", "image-too",
+        "standardised", "reflecting", "grouped", "norm-first", "read-twice", "image-too",
         "pooled-first", "stem-twice", "padded-by-hand",
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from calling import call
 from published_weights import FOLDER, filled_tensors, flat_tensors, normalised_image
+from tiny_polygons import write_polygons
 from torch import Tensor
 
 from export.bundling import ExportOptions, write_bundle
@@ -232,3 +235,24 @@ def test_graph_of_the_bundle_gives_the_published_detections(
         "iou_threshold": iou_threshold.numpy(),
     }
     assert_published(session.run(None, feeds), published)
+
+
+@pytest.mark.slow
+def test_published_file_goes_to_a_proven_bundle_and_an_engine_in_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build real engines")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "yolact_edge_mobilenetv2_54_800000.pth"
+    torch.save(filled_tensors("yolact_edge_mobilenetv2"), path)
+    data = write_polygons(tmp_path / "data", 2)
+    given = ("--model", "yolact", "--checkpoint", path, "--data", data, "--out", tmp_path / "out")
+    small = ("--size", "160x160", "--precision", "fp32", "--target-device", "sm_86")
+    done = call("export.to_trt", *given, *small, "--optimisation-level", 0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("engine ")
+    proof = json.loads((tmp_path / "out" / "verify.json").read_text())
+    assert [row["verdict"] for row in proof["artifacts"]] == ["pass", "pass"]
+    assert all(row["matched"] > 20 for row in proof["artifacts"])
+    bundle = Bundle.open(tmp_path / "out")  # proven: no need to allow it
+    assert bundle.manifest.classes == CLASSES

@@ -8,20 +8,24 @@ import importlib
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from int8_graphs import ranges_of
 from tiny_models import frames_of, shrunk, tiny_model
 
-from export.bundling import describe, trace_base
+from export.bundling import describe, trace_bases
+from export.precision.int8.leaning import leaning_feeds
 from export.precision.int8.rewriting import to_int8
 from export.precision.mixed import to_mixed
 from export.precision.search.grouping import group_products
 from export.precision.writing import CONVERSIONS, name_files, write_files
 from runtime.contract.bundle import Bundle
-from runtime.contract.manifest import MANIFEST_NAME
+from runtime.contract.manifest import MANIFEST_NAME, Manifest
+from runtime.contract.outputs import KEY, NONKEY
 from runtime.engines import BuildOptions, build_all, load_flavour
 from training.loop.checkpoint import load_release, save_release
 from training.models import REGISTRY, model_variant
+from training.models.base import Model
 
 pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX to build real engines")
 
@@ -66,25 +70,44 @@ def write_graphs(name: str, checkpoint: Path, out: Path) -> Path:
         model=name, variant=None, checkpoint=checkpoint, size_hw=None, out=out,
         precisions=PRECISIONS,
     )  # fmt: skip
-    manifest = describe(model, options, header, checkpoint, name_files("model", PRECISIONS))
-    base = trace_base(model)
-    ranges = ranges_of(base, [{"image": frames_of(1, model.spec.size_hw).numpy()}])
-    floats = [name for group in group_products(base)[::2] for name in group.products]
-    conversions = CONVERSIONS | {
-        "int8": functools.partial(to_int8, ranges=ranges),
-        "mixed": functools.partial(to_mixed, ranges=ranges, float_nodes=floats),
-    }
-    for_cpus = {"mixed": functools.partial(to_int8, ranges=ranges, float_nodes=floats)}
-    graph = write_files(base, "model", manifest, out, conversions, for_cpus)
-    text = dataclasses.replace(manifest, graphs={"model": graph}).to_json()
+    bases = trace_bases(model)
+    precisions = PRECISIONS if len(bases) == 1 else PRECISIONS[:-1]  # mixed is for one graph
+    names = {graph: name_files(graph, precisions) for graph in bases}
+    manifest = describe(model, options, header, checkpoint, names)
+    manifest = dataclasses.replace(manifest, precisions=precisions)
+    graphs = {}
+    for graph, base in bases.items():
+        feeds = feeds_of(bases, base, model, manifest)
+        ranges = ranges_of(base, feeds)
+        floats = [name for group in group_products(base)[::2] for name in group.products]
+        conversions = CONVERSIONS | {
+            "int8": functools.partial(to_int8, ranges=ranges),
+            "mixed": functools.partial(to_mixed, ranges=ranges, float_nodes=floats),
+        }
+        for_cpus = {"mixed": functools.partial(to_int8, ranges=ranges, float_nodes=floats)}
+        graphs[graph] = write_files(base, graph, manifest, out, conversions, for_cpus)
+    text = dataclasses.replace(manifest, graphs=graphs).to_json()
     (out / MANIFEST_NAME).write_text(text, encoding="utf-8")
     return out
+
+
+def feeds_of(
+    bases: dict[str, onnx.ModelProto], base: onnx.ModelProto, model: Model, manifest: Manifest
+) -> list[dict[str, np.ndarray]]:
+    """One frame, and the state of an earlier one where the graph takes it."""
+    frames = frames_of(1, model.spec.size_hw).numpy()
+    if base is bases.get(NONKEY):
+        return list(leaning_feeds(bases[KEY], manifest.state, frames))
+    return [{"image": frames}]
 
 
 def check_builds(folder: Path, target: str) -> None:
     engines = build_all(folder, flavour="tensorrt_rtx", options=BuildOptions(targets=(target,)))
     precisions = Bundle.open(folder).manifest.precisions
-    assert tuple(e.record["identity"]["precision"] for e in engines) == precisions
+    graphs = Bundle.open(folder).manifest.graphs
+    expected = [(precision, graph) for precision in precisions for graph in graphs]
+    found = [(e.record["identity"]["precision"], e.record["graph"]) for e in engines]
+    assert found == expected
     assert all(engine.is_new for engine in engines)
     for engine in engines:
         assert engine.record["identity"]["flags"]["targets"] == [target]
@@ -115,4 +138,5 @@ def test_small_mixed_model_builds_for(target, mixed_to_change):
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_variant_builds_for(target, name, variant, folder):
     check_builds(folder, target)
-    assert Bundle.open(folder).manifest.precisions == PRECISIONS
+    manifest = Bundle.open(folder).manifest
+    assert manifest.precisions == (PRECISIONS[:-1] if manifest.state else PRECISIONS)

@@ -134,7 +134,8 @@ def write_instance_bundle(
         precisions=precisions,
     )  # fmt: skip
     header = {"training": {"data": "noise"}, "scores": {}}
-    manifest = describe(model, options, header, origin, name_files("model", precisions))
+    names = {"model": name_files("model", precisions)}
+    manifest = describe(model, options, header, origin, names)
     graph = write_files(base, "model", manifest, folder)
     text = dataclasses.replace(manifest, graphs={"model": graph}).to_json()
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")

@@ -68,6 +68,8 @@ class Handle:
         self.capture: list[Any] | None = None
         self.is_invalidated = False
         self.thread: int | None = None
+        self.is_timed = False
+        self.passed_at_ms: float | None = None  # events: when the GPU came by
 
     def __int__(self) -> int:
         return self.value
@@ -81,6 +83,7 @@ class FakeCuda:
     cudaStreamCaptureMode = cudaStreamCaptureMode
     cudaHostAllocDefault = 0
     cudaStreamNonBlocking = 1
+    cudaEventDefault = 0
     cudaEventDisableTiming = 2
 
     def __init__(self, *, name: bytes = b"Fake GPU", num_devices: int = 1) -> None:
@@ -90,6 +93,7 @@ class FakeCuda:
         self.calls: list[str] = []
         self.failures: dict[str, list[tuple[int, cudaError_t]]] = {}
         self.device_name, self.num_devices = name, num_devices
+        self.clock_ms = 0.0  # of the GPU; engines let it go on
         self._lock = threading.RLock()
 
     # What tests use -----------------------------------------------------------------------
@@ -195,7 +199,9 @@ class FakeCuda:
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         if (status := self._begin("cudaEventCreateWithFlags")) != OK:
             return status, None
-        return OK, self._make("event")
+        event = self._make("event")
+        event.is_timed = not flags & self.cudaEventDisableTiming
+        return OK, event
 
     def cudaEventDestroy(self, event: Handle) -> tuple[Any, ...]:
         self._begin("cudaEventDestroy")
@@ -204,9 +210,24 @@ class FakeCuda:
     def cudaEventRecord(self, event: Handle, stream: Handle) -> tuple[Any, ...]:
         if (status := self._begin("cudaEventRecord")) != OK:
             return (status,)
-        event.queue = [stream, object()]
-        self.enqueue(stream, event.queue[1])
+        event.passed_at_ms = None
+
+        def stamp() -> None:
+            event.passed_at_ms = self.clock_ms
+
+        event.queue = [stream, stamp]
+        self.enqueue(stream, stamp)
         return (OK,)
+
+    def cudaEventElapsedTime(self, begun: Handle, done: Handle) -> tuple[Any, ...]:
+        if (status := self._begin("cudaEventElapsedTime")) != OK:
+            return status, None
+        for event in (begun, done):
+            if not (event.is_alive and event.is_timed):
+                self.violate("the time of an event that keeps none")
+        if begun.passed_at_ms is None or done.passed_at_ms is None:
+            self.violate("the time of an event that the GPU has not passed")
+        return OK, done.passed_at_ms - begun.passed_at_ms
 
     def cudaEventSynchronize(self, event: Handle) -> tuple[Any, ...]:
         if (status := self._begin("cudaEventSynchronize")) != OK:

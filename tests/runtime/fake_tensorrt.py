@@ -71,11 +71,13 @@ class FakeGraph:
     Attributes:
         inputs, outputs: name -> (NumPy dtype name, shape with -1 for open sides).
         function: {input: array} -> {output: array}.
+        compute_ms: how long the GPU takes for it.
     """
 
     inputs: dict[str, tuple[str, tuple[int, ...]]]
     outputs: dict[str, tuple[str, tuple[int, ...]]]
     function: Function
+    compute_ms: float = 1.0
 
 
 class FakeTensorRT:
@@ -303,6 +305,10 @@ class FakeContext:
                 cuda.violate(f"it runs before the address of {name} is set")
         if set(self.shapes) != set(self.graph.inputs):
             cuda.violate("it runs before all input shapes are set")
+        if {self.addresses[n] for n in self.graph.inputs} & {
+            self.addresses[n] for n in self.graph.outputs
+        }:
+            cuda.violate("an output is written where an input is read")
         cuda.stream(stream)
         if self.trt.num_failing_runs:
             self.trt.num_failing_runs -= 1
@@ -330,6 +336,7 @@ class FakeContext:
 
         def work() -> None:
             trt.executed.append((number, stream))
+            cuda.clock_ms += graph.compute_ms
             feeds = {name: view(name, dtype).copy() for name, (dtype, _) in graph.inputs.items()}
             results = graph.function(feeds)
             for name, (dtype, _) in graph.outputs.items():

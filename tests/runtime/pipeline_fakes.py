@@ -124,8 +124,12 @@ class NumberPredictor:
         self.delay_s = delay_s
         self.fails_at = fails_at
         self.threads: set[int] = set()
+        self.told: list[tuple[float, int]] = []  # the time of each frame, and how many were lost
 
-    def submit(self, frame_bgr, score_threshold=None, iou_threshold=None):
+    def submit(
+        self, frame_bgr, score_threshold=None, iou_threshold=None, *, time_s=None, num_dropped=0
+    ):
+        self.told.append((time_s, num_dropped))
         self.threads.add(threading.get_ident())
         number = number_of(frame_bgr)
         if number == self.fails_at:

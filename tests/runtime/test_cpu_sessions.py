@@ -35,6 +35,12 @@ def part(feeds, start, stop):
     return {name: array[start:stop] for name, array in feeds.items()}
 
 
+def without_change(results):
+    """What a frame between key frames gives as every graph does."""
+    assert set(results) - {"change"} < set(results)
+    return {name: array for name, array in results.items() if name != "change"}
+
+
 def assert_same(got, expected):
     assert set(got) == set(expected)
     for name, array in expected.items():
@@ -168,7 +174,7 @@ def test_temporal_state_reaches_the_next_frame(tmp_path, backend, feeds):
     first, other = part(feeds, 0, 1), part(feeds, 1, 2)
     expected = stream.submit(first, "key").result()
     for _ in range(3):
-        assert_same(stream.submit(other, "nonkey").result(), expected)
+        assert_same(without_change(stream.submit(other, "nonkey").result()), expected)
     session.close()
 
 
@@ -181,7 +187,7 @@ def test_temporal_state_belongs_to_its_stream(tmp_path, backend, feeds):
     ]
     tickets = [stream.submit(frames[0], "nonkey") for stream in streams]
     for ticket, expected in zip(tickets, keys, strict=True):
-        assert_same(ticket.result(), expected)
+        assert_same(without_change(ticket.result()), expected)
     session.close()
 
 
@@ -193,7 +199,7 @@ def test_temporal_state_follows_key_frames_submitted_without_waiting(tmp_path, b
         frame = part(feeds, row, row + 1)
         tickets.append((stream.submit(frame, "key"), stream.submit(part(feeds, 0, 1), "nonkey")))
     for key, nonkey in tickets:
-        assert_same(nonkey.result(), key.result())
+        assert_same(without_change(nonkey.result()), key.result())
     session.close()
 
 

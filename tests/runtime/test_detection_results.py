@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,6 +7,7 @@ from tiny_bundle import CATEGORY_IDS, CLASSES, write_tiny_bundle
 
 from runtime.contract.bundle import Bundle
 from runtime.contract.manifest import InputGeometry
+from runtime.contract.outputs import inputs_of
 from runtime.preprocess import Letterbox
 from runtime.results import Detections
 from runtime.tasks.detection import finish, thresholds
@@ -126,3 +128,10 @@ def test_part_of_the_detections_is_detections(detections):
 def test_detection_is_named_by_its_class(detections):
     first = next(iter(detections))
     assert (first.name, first.class_index, first.score) == ("red car", 2, pytest.approx(0.9))
+
+
+def test_bundle_that_suppresses_nothing_takes_no_iou_threshold(manifest):
+    bare = dataclasses.replace(manifest, inputs=inputs_of("detection", is_suppressed=False))
+    assert list(thresholds(bare, 2, 0.4)) == ["score_threshold"]
+    with pytest.raises(ValueError, match=r"iou_threshold is 0\.5; the bundle takes none"):
+        thresholds(bare, 2, 0.4, 0.5)

@@ -214,7 +214,18 @@ MUTANTS = {
         "pass",
     ),
     "state is not renewed": ("trt_lanes", "cuda.copy_on_device(", "_skip("),
-    "state is shared by all batches": ("trt", "self._states[batch]", "self._states[1]"),
+    "state is written where it is read": (
+        "trt_lanes",
+        "any(port.name == taken for port in self._graph.state_inputs)",
+        "False",
+    ),
+    "state of another batch is taken": ("trt_lanes", "found != self._batch", "found is None"),
+    "state is shared by all batches": (
+        "trt_lanes",
+        "self._state.buffer(name, self._batch, ",
+        "self._state.buffer(name, 1, ",
+    ),
+    "state is lost by the host": ("trt_lanes", "self._note_state(self._batch)", "pass"),
 }
 _SKIP = "\n\ndef _skip(*_): return True\n"  # a call that does nothing and says that it went well
 _MODULES = ("buffers", "trt_graphs", "trt_lanes", "trt")
@@ -263,10 +274,10 @@ def _exercise(folder, code: Code) -> None:
         stream = each.session.open_stream()
         answers = []
         for batch in (1, 2):
-            image = random_feeds(batch, 1)["image"][:, :4, :4]
-            stream.submit({"image": image.copy() * 0 + 9}, "key").result()
-        for batch in (1, 2):
             image = random_feeds(batch, 1)["image"][:, :4, :4].copy()
+            stream.submit({"image": image * 0 + 9}, "key").result()
+            with pytest.raises(SessionError, match=f"batch of {3 - batch}, and the last"):
+                stream.submit({"image": image[:1].repeat(3 - batch, axis=0)}, "nonkey")
             for _ in range(2):
                 answers.append(stream.submit({"image": image}, "nonkey").result()["answer"][0, 0])
         assert answers == [10, 11, 10, 11]
@@ -297,5 +308,5 @@ def test_unchanged_code_passes_what_the_mutants_fail(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
 def test_mutant_is_noticed(tmp_path, monkeypatch, mutant):
     code = _load_mutant(monkeypatch, *mutant)
-    with pytest.raises((AssertionError, SessionError)):
+    with pytest.raises((AssertionError, SessionError, pytest.fail.Exception)):
         _exercise(tmp_path, code)

@@ -68,15 +68,12 @@ def found(request):
     return detections
 
 
-def test_mask_is_the_enlarged_soft_mask_within_its_box(found):
+def test_mask_is_the_enlarged_soft_mask(found):
     masks = found.masks
     num_inside = 0
-    for index, box in enumerate(found.boxes_xyxy):
+    for index in range(len(masks)):
         samples = enlarge_in_full(masks, index)
-        x1, y1 = np.floor(box[:2]).astype(int)
-        x2, y2 = np.ceil(box[2:]).astype(int)
-        expected = np.zeros(samples.shape, bool)
-        expected[y1:y2, x1:x2] = samples[y1:y2, x1:x2] >= MASK_INSIDE
+        expected = samples >= MASK_INSIDE
         bitmap = masks.bitmap(index)
         assert (bitmap.shape, bitmap.dtype) == (masks.letterbox.source_hw, bool)
         assert (np.abs(samples - MASK_INSIDE) < CLOSE)[bitmap != expected].all()
@@ -107,26 +104,31 @@ def test_crop_bitmap_run_lengths_and_polygons_tell_the_same_pixels(found):
 
 
 def test_soft_mask_of_plain_128_is_inside_everywhere_and_of_127_nowhere():
-    boxes = np.float32([[0.5, 0.5, 133, 71], [0.5, 0.5, 133, 71]])
     letterbox = Letterbox.fit((71, 133), InputGeometry(55, 55))
     soft = np.stack([np.full((14, 14), value, np.uint8) for value in (128, 127)])
-    masks = Masks(soft, boxes, letterbox)
+    masks = Masks(soft, letterbox)
     assert masks.bitmap(0).all()
     assert not masks.bitmap(1).any()
 
 
-@pytest.mark.parametrize(
-    "box",
-    [(20, 20, 20, 30), (20, 20, 30, 20), (133, 71, 133, 71), (0, 0, 0, 0)],
-    ids=["no width", "no height", "lower right corner", "upper left corner"],
-)
-def test_box_without_an_area_has_an_empty_mask(box):
-    letterbox = Letterbox.fit((71, 133), InputGeometry(55, 55))
-    masks = Masks(np.full((1, 14, 14), 255, np.uint8), np.float32([box]), letterbox)
+def test_mask_that_lies_in_the_padding_alone_is_empty():
+    soft = np.zeros((1, 16, 16), np.uint8)
+    soft[0, :3] = 255  # the content of a wide frame begins below
+    masks = Masks(soft, Letterbox.fit(WIDE, InputGeometry(64, 64)))
     assert masks.crop(0).inside.size == 0
     assert not masks.bitmap(0).any()
     assert masks.polygons(0) == []
-    assert not decode(masks.rle(0)["counts"], 71, 133).any()
+    assert not decode(masks.rle(0)["counts"], *WIDE).any()
+
+
+def test_crop_is_no_wider_than_what_the_soft_mask_reaches():
+    soft = np.zeros((1, 18, 32), np.uint8)
+    soft[0, 5:9, 10:12] = 200  # 24 pixels of the frame are one of these
+    x1, y1, inside = Masks(soft, Letterbox.fit((432, 768), InputGeometry(72, 128))).crop(0)
+    assert (x1, y1) == (10 * 24 - 12, 5 * 24 - 12)
+    assert inside.shape == (4 * 24 + 24, 2 * 24 + 24)
+    assert inside[:, 36].any()
+    assert not inside[0].any()
 
 
 # ---------------------------------------------------------------------------------------- the task

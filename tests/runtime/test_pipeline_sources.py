@@ -16,9 +16,10 @@ from pipeline_fakes import (
 
 from runtime.contract.errors import SourceError
 from runtime.pipeline.sinks.video_file import VideoFileSink
-from runtime.pipeline.sources import SOURCES, open_source, scheme_of
+from runtime.pipeline.sources import SOURCES, Frame, Source, open_source, scheme_of
 from runtime.pipeline.sources.camera import CameraSource
 from runtime.pipeline.sources.images import find_images
+from runtime.pipeline.sources.looping import LoopingSource
 
 SECONDS_APART = 1e-3  # OpenCV gives milliseconds, PyAV fractions
 needs_clips = pytest.mark.skipif(not CAR.exists(), reason=NO_CLIPS)
@@ -126,6 +127,36 @@ def test_closing_twice_is_harmless_and_ends_the_frames(tmp_path):
     source.read()
     source.close()
     source.close()
+    assert source.read() is None
+
+
+# --- again from the start
+
+
+class Missing(Source):
+    """Five frames of six that its header promises."""
+
+    def __init__(self):
+        super().__init__("short", fps=10.0, is_live=False)
+        self.num_promised = 6
+
+    def read(self):
+        if self.num_decoded == 5:
+            return None
+        index, self.num_decoded = self.num_decoded, self.num_decoded + 1
+        return Frame(np.zeros((2, 2, 3), np.uint8), index, index / 10, 0.0, 0.0, self.name)
+
+    def close(self):
+        pass
+
+
+def test_looped_source_ends_after_its_rounds_and_misses_a_frame_only_once():
+    source = LoopingSource(Missing, 4)
+    assert source.num_promised == 24
+    frames = list(source)
+    assert [frame.index for frame in frames] == list(range(20))
+    assert np.allclose([frame.time_s for frame in frames], np.arange(20) / 10)
+    assert source.num_promised - source.num_decoded == 1
     assert source.read() is None
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 
+import numpy as np
 import pytest
 from pipeline_fakes import CollectingSink, NumberedSource, NumberPredictor
 
@@ -60,6 +61,21 @@ def test_run_ends_after_max_frames(is_sequential):
     options = {"max_frames": 7, "is_sequential": is_sequential}
     assert run(NumberedSource(1000), NumberPredictor(), sink, **options).num_frames == 7
     assert len(sink.rows) == 7
+
+
+def test_predictor_is_told_the_time_of_every_frame():
+    predictor = NumberPredictor()
+    run(NumberedSource(5), predictor, CollectingSink())
+    assert predictor.told == [(index / 25.0, 0) for index in range(5)]
+
+
+def test_predictor_is_told_how_many_frames_of_a_camera_were_lost():
+    predictor, sink = NumberPredictor(delay_s=0.02), CollectingSink()
+    summary = run(NumberedSource(60, is_live=True, interval_s=0.002), predictor, sink)
+    indices = [row[0] for row in sink.rows]
+    lost = np.diff([-1, *indices]) - 1
+    assert [num_dropped for _, num_dropped in predictor.told] == lost.tolist()
+    assert 0 < lost.sum() <= summary.num_dropped
 
 
 def test_predictor_is_used_by_one_thread_only():

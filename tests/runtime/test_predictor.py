@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_bundle import CLASSES, find_colours, paint, write_tiny_bundle
 
-import runtime.predictor
+import runtime.feeding
 from runtime.contract.errors import BundleError, SessionError, SourceError
 from runtime.contract.manifest import InputGeometry
 from runtime.preprocess import Letterbox
@@ -88,7 +88,7 @@ def test_frame_may_be_reused_once_it_is_submitted(predictor):
 
 def test_frames_one_after_another_reuse_their_input_buffer(predictor, monkeypatch):
     predictor(paint(192, 256, {}))
-    monkeypatch.setattr(runtime.predictor, "_Buffer", None)  # making one more would fail
+    monkeypatch.setattr(runtime.feeding, "Buffer", None)  # making one more would fail
     for frame in frames_of_many_sizes():
         predictor(frame)
 
@@ -193,8 +193,8 @@ def test_closed_predictor_says_so(folder):
 def test_task_that_this_runtime_does_not_know_is_refused(tmp_path):
     folder = write_tiny_bundle(tmp_path)
     text = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(text.replace('"detection"', '"pose_crop"'))
-    with pytest.raises(BundleError, match="task is 'pose_crop'"):
+    (folder / "manifest.json").write_text(text.replace('"detection"', '"semantic"'))
+    with pytest.raises(BundleError, match="task is 'semantic'"):
         runtime.load(folder, "onnxruntime")
 
 

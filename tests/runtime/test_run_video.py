@@ -120,6 +120,24 @@ def test_max_frames_ends_the_run(bundle, film, tmp_path):
     assert len(read_lines(tmp_path / "a.jsonl")) == 4
 
 
+def test_file_is_played_as_often_as_was_asked(bundle, film, tmp_path):
+    options = ("--loops", 3, "--out", tmp_path / "a.mp4", "--json", tmp_path / "a.jsonl")
+    done = run_script(bundle, "--source", film, *options, *BACKEND)
+    assert done.returncode == 0
+    lines = read_lines(tmp_path / "a.jsonl")
+    assert [line["frame"] for line in lines] == list(range(90))
+    times = [line["time_s"] for line in lines]
+    assert times == sorted(set(times))
+    assert lines[5]["detections"] == lines[35]["detections"] == lines[65]["detections"]
+    assert count_with_opencv(tmp_path / "a.mp4") == 90
+
+
+def test_file_cannot_be_played_less_than_once(bundle, film):
+    done = run_script(bundle, "--source", film, "--loops", 0)
+    assert done.returncode == 2
+    assert "--loops is 0; expected 1 or more" in done.stderr
+
+
 def test_json_on_standard_output_is_nothing_but_lines(bundle, film):
     done = run_script(bundle, "--source", film, "--json", "-", *BACKEND)
     assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == list(range(30))

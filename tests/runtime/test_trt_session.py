@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -16,6 +17,7 @@ from fake_bench import (
     random_feeds,
     temporal_bundle,
 )
+from fake_cuda import cudaError_t
 from fake_tensorrt import FakeRtx
 
 from runtime.contract.errors import SessionError
@@ -226,8 +228,6 @@ def test_an_engine_that_cannot_be_captured_runs_without_a_graph_and_says_so(bund
     "call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"]
 )
 def test_a_capture_that_cuda_refuses_falls_back(bundle, call):
-    from fake_cuda import cudaError_t
-
     with bench(bundle) as each:
         each.cuda.fail(call, cudaError_t.cudaErrorInvalidValue)
         for seed in range(3):
@@ -295,16 +295,43 @@ def test_state_belongs_to_its_stream(temporal):
     assert answers == [11, 101, 12]
 
 
-def test_state_of_a_batch_is_kept_for_that_batch(temporal):
+def test_state_that_a_graph_does_not_read_itself_is_written_in_place(temporal):
     with bench(temporal, TEMPORAL) as each:
         stream = each.session.open_stream()
         stream.submit(_frame(10), "key").result()
-        stream.submit(_frame(20, batch=2), "key").result()
-        answers = [
-            stream.submit(_frame(0, batch), "nonkey").result()["answer"][:, 0].tolist()
-            for batch in (1, 2)
-        ]
-    assert answers == [[11], [21, 21]]
+        device = [a.nbytes for a in each.cuda.allocations.values() if a.kind == "device"]
+        assert sorted(device) == [8, 8, 48]  # memory, answer, image
+        each.cuda.calls.clear()
+        stream.submit(_frame(20), "key").result()
+        assert "cudaMemcpyAsync" not in each.cuda.calls
+
+
+def test_time_of_an_inference_is_the_gpus_without_waits(temporal):
+    graphs = {
+        name: dataclasses.replace(graph, compute_ms=ms)
+        for (name, graph), ms in zip(TEMPORAL.items(), (8.0, 3.0), strict=True)
+    }
+    with bench(temporal, graphs) as each:
+        stream = each.session.open_stream()
+        tickets = [stream.submit(_frame(1), name) for name in ("key", "nonkey", "nonkey", "key")]
+        assert tickets[-1].compute_ms is None
+        for ticket in tickets:
+            ticket.result()
+    assert [ticket.compute_ms for ticket in tickets] == [8.0, 3.0, 3.0, 8.0]
+
+
+def test_key_frame_that_fails_leaves_no_state_behind(temporal):
+    with bench(temporal, TEMPORAL) as each:
+        stream = each.session.open_stream()
+        for image in (_frame(10), _frame(20)):
+            stream.submit(image, "key").result()
+        each.cuda.fail("cudaGraphLaunch", cudaError_t.cudaErrorInvalidValue)
+        with pytest.raises(SessionError, match="cudaGraphLaunch"):
+            stream.submit(_frame(30), "key")
+        with pytest.raises(SessionError, match="Run the graph 'key' first"):
+            stream.submit(_frame(0), "nonkey")
+        stream.submit(_frame(40), "key")
+        assert stream.submit(_frame(0), "nonkey").result()["answer"][0, 0] == 41
 
 
 def test_nonkey_before_key_is_refused(temporal):

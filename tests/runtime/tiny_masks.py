@@ -35,7 +35,7 @@ def ellipses(
         soft[row] = np.rint(255 / (1 + np.exp(np.clip(6 * (far - 0.8), -50, 50))))
     scores = np.linspace(0.9, 0.5, len(boxes)).astype(np.float32)
     classes = (np.arange(len(boxes)) % len(NAMES)).astype(np.int32)
-    return Detections(boxes, scores, classes, NAMES, Masks(soft, boxes, letterbox))
+    return Detections(boxes, scores, classes, NAMES, Masks(soft, letterbox))
 
 
 def scattered_boxes(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ from tiny_models import CATEGORY_IDS, CLASSES, tiny_model
 
 import training.loop.precision
 from training import train
+from training.data import open_data
 from training.errors import TrainingError
 from training.loop.precision import choose_precision
-from training.loop.trainer import parameter_groups
+from training.loop.trainer import RunOptions, Trainer, find_module, parameter_groups
 from training.models.base import Recipe
 
 
@@ -113,3 +115,24 @@ def test_splits_of_different_classes_are_refused(classes, ids, says):
     theirs = SimpleNamespace(classes=classes, category_ids=ids)
     with pytest.raises(TrainingError, match=says):
         train.check_same_classes(ours, theirs)
+
+
+def test_frozen_modules_keep_their_weights_and_statistics(discs, tmp_path):
+    model = tiny_model()
+    before = copy.deepcopy(model.state_dict())
+    recipe = Recipe(steps=2, batch=2, warm_up=1, validate_every=2, lr=1e-2)
+    frozen = ("backbone.conv1", "backbone.bn1")
+    options = RunOptions(name="retinanet", out=tmp_path, precision="no", workers=0, frozen=frozen)
+    assert Trainer(model, recipe, open_data(str(discs), "train"), None, options, {}).run()
+    moved = {
+        key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert [key for key in moved if key.startswith(frozen)] == []
+    assert {"backbone.layer1.0.conv1.weight", "backbone.layer1.0.bn1.running_mean"} <= moved
+
+
+def test_module_to_freeze_is_found_by_name_or_refused_with_the_nearest():
+    model = tiny_model()
+    assert find_module(model, "backbone.layer1") is model.backbone.layer1
+    with pytest.raises(TrainingError, match=r"no module 'backbone.layr1'.*'backbone.layer1'\?"):
+        find_module(model, "backbone.layr1")

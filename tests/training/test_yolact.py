@@ -12,6 +12,9 @@ import pytest
 import torch
 from tiny_models import frames_of, shrunk
 
+from runtime.contract.manifest import InputGeometry
+from runtime.masks import Masks
+from runtime.preprocess import Letterbox
 from training.data.sample import Sample
 from training.errors import TrainingError
 from training.layers.anchors import level_sizes, make_anchors
@@ -283,6 +286,36 @@ def test_masks_are_those_of_an_enlargement_of_the_whole_map():
     for ours, small in zip(masks, maps, strict=True):
         whole = cv2.resize(small, (192, 128), interpolation=cv2.INTER_LINEAR) > 0.5
         assert np.array_equal(ours > 0, whole)
+
+
+@pytest.mark.parametrize("row", [0, 15], ids=["above", "below"])
+def test_mask_in_the_padding_alone_is_empty(row):
+    spec = dataclasses.replace(network().spec, size_hw=(64, 64))
+    maps = np.zeros((1, 16, 16), np.float32)
+    maps[0, row] = 1
+    found = Instances(
+        Boxes(np.zeros((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64)), maps
+    )
+    assert not masks_in_source(found, (20, 128), spec).any()
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "stretch"])
+def test_masks_are_those_of_the_runtime(resize):
+    """Both enlarge what the crop at prototype size has left, and cut nothing after that."""
+    spec = dataclasses.replace(network().spec, resize=resize, size_hw=(64, 64))
+    source_hw = (64, 128)
+    soft = np.zeros((4, 16, 16), np.uint8)
+    soft[0, 5:9, 3:12], soft[1, 4:12, 12:], soft[2, 6, 6] = 255, 255, 255
+    soft[3] = np.random.default_rng(0).integers(0, 2, (16, 16)) * 255
+    found = Instances(
+        Boxes(np.zeros((4, 4), np.float32), np.ones(4, np.float32), np.zeros(4, np.int64)),
+        soft.astype(np.float32) / 255,
+    )
+    ours = masks_in_source(found, source_hw, spec)
+    letterbox = Letterbox.fit(source_hw, InputGeometry(64, 64, resize=resize))
+    theirs = Masks(soft, letterbox).bitmaps()
+    assert np.array_equal(ours > 0, theirs)
+    assert ours[:3].any(axis=(1, 2)).all()
 
 
 # -------------------------------------------------------------------------------------- learning

@@ -113,15 +113,16 @@ def augmented(
             flip_pairs=augment.flip_pairs,
         )
     else:
-        matrix = _draw_affine(sample.image_hw, size_hw, augment, rng)
+        matrix = draw_affine(sample.image_hw, size_hw, augment, rng)
         result = warp(sample, matrix, size_hw, keep=keep, flip_pairs=augment.flip_pairs)
-    result.image = _recoloured(result.image, augment, rng)
+    result.image = recoloured(result.image, augment, rng)
     return result
 
 
-def _draw_affine(
+def draw_affine(
     image_hw: tuple[int, int], size_hw: tuple[int, int], augment: Augment, rng: np.random.Generator
 ) -> np.ndarray:
+    """The map (2, 3) of an image into the network input, zoomed, placed and mirrored by chance."""
     chances = rng.random(2)
     flips = bool(chances[0] < augment.flip), bool(chances[1] < augment.vertical_flip)
     zoom = min(size_hw[1] / image_hw[1], size_hw[0] / image_hw[0]) * rng.uniform(*augment.scale)
@@ -129,7 +130,9 @@ def _draw_affine(
     return jitter_affine(image_hw, window, zoom, rng, shift=augment.shift, flips=flips)
 
 
-def _recoloured(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+def recoloured(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """Change colour and sharpness of an (H, W, 3) uint8 BGR image by chance; a new one."""
+    """An image (H, W, 3) uint8 in other colours, perhaps blurred or noisy, by chance."""
     if any(augment.hsv):
         image = jitter_hsv(image, augment.hsv, rng)
     if augment.brightness or augment.contrast:

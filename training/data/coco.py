@@ -22,6 +22,7 @@ from training.data.records import (
 from training.data.sample import DataError
 
 FOLDER_FILE = "_annotations.coco.json"  # one in the folder of each split
+TRACK_KEYS = ("track_id", "instance_id")  # of an annotation, as data sets of video call it
 NUM_PROBED = 50  # images looked up to find the image folder
 
 
@@ -35,7 +36,7 @@ def is_lone_file(root: Path) -> bool:
     return _lone_file(root) is not None
 
 
-def load_coco(root: Path, split: str) -> RecordSource:
+def load_coco(root: Path, split: str, *, wants_joints: bool = False) -> RecordSource:
     """Open one split of a COCO folder, or a COCO JSON file.
 
     Args:
@@ -43,13 +44,15 @@ def load_coco(root: Path, split: str) -> RecordSource:
             ``annotations.json`` ...), or the JSON file itself. A file named after a split stands
             for that split and finds its siblings; any other file is split 80/10/10 by hash.
         split: "train", "val", "test"; "all" takes a file without splits whole.
+        wants_joints: of a folder that has both, take ``person_keypoints_val2017.json`` in place of
+            ``instances_val2017.json``.
     """
     if root.is_file():
         if root.name == FOLDER_FILE and _split_of(root.parent.name) is not None:
             return load_coco(root.parent.parent, split)
         path, is_split = _sibling(root, split), _split_of(root.stem) is not None
         return _load_file(path, root.parent, split, is_split=is_split)
-    by_split = _split_files(root)
+    by_split = _split_files(root, wants_joints=wants_joints)
     if by_split:
         if split not in by_split:
             raise unknown_split(str(root), split, list(by_split))
@@ -60,12 +63,13 @@ def load_coco(root: Path, split: str) -> RecordSource:
     return _load_file(lone, root, split, is_split=False)
 
 
-def _split_files(root: Path) -> dict[str, Path]:
+def _split_files(root: Path, *, wants_joints: bool = False) -> dict[str, Path]:
     """The annotation file of each split that the folder has."""
     found: dict[str, Path] = {}
     for split, names in SPLIT_NAMES.items():
         for name in names:
             patterns = (
+                *([f"annotations/person_keypoints_{name}*.json"] if wants_joints else []),
                 f"annotations/instances_{name}.json",
                 f"annotations/instances_{name}*.json",
                 f"annotations/{name}.json",
@@ -144,8 +148,15 @@ def _load_file(path: Path, root: Path, split: str, *, is_split: bool) -> RecordS
     }
     for record in kept:
         _fill(record, grouped[record.image_id], index, len(joints), defects)
+    jointed = {int(entry["id"]) for entry in content["categories"] if entry.get("keypoints")}
     return RecordSource(
-        f"{path} ({split})", kept, categories, defects, joints=joints, skeleton=skeleton
+        f"{path} ({split})",
+        kept,
+        categories,
+        defects,
+        joints=joints,
+        skeleton=skeleton,
+        jointed=tuple(index[category] for category in sorted(jointed)),
     )
 
 
@@ -213,7 +224,11 @@ def _image_record(image: object, folder: Path, defects: Defects) -> Record | Non
         defects.add("malformed image entry", str(image)[:60])
         return None
     size = image.get("width"), image.get("height")  # type: ignore[attr-defined]
-    return Record(path=folder / name, file_name=name, image_id=key, image_wh=known_size(*size))
+    places = _whole(image.get("video_id")), _whole(image.get("frame_index"))  # type: ignore[attr-defined]
+    video = (places[0], places[1]) if places[0] is not None and places[1] is not None else None
+    return Record(
+        path=folder / name, file_name=name, image_id=key, image_wh=known_size(*size), video=video
+    )
 
 
 def _fill(
@@ -224,7 +239,7 @@ def _fill(
     defects: Defects,
 ) -> None:
     """Put the annotations of one image into its record."""
-    boxes, classes, crowds, outlines, keypoints = [], [], [], [], []
+    boxes, classes, crowds, outlines, keypoints, tracks = [], [], [], [], [], []
     for annotation in annotations:
         place = index.get(_whole(annotation.get("category_id")))
         box = _numbers(annotation.get("bbox"), 4)
@@ -240,12 +255,16 @@ def _fill(
             crowds.append(bool(annotation.get("iscrowd", 0)))
             outlines.append(_outline(annotation.get("segmentation"), record, defects))
             keypoints.append(_joints(annotation.get("keypoints"), joints, record, defects))
+            named = [annotation[key] for key in TRACK_KEYS if key in annotation]
+            tracks.append(_whole(named[0]) if named else None)
     record.boxes = np.array(boxes, np.float64).reshape(-1, 4)
     record.classes = np.array(classes, np.int64)
     record.is_crowd = np.array(crowds, bool)
     record.outlines = outlines
     if joints:
         record.keypoints = np.array(keypoints, np.float64).reshape(-1, joints, 3)
+    if record.video is not None and None not in tracks:
+        record.track_ids = np.array(tracks, np.int64)
 
 
 def _whole(value: object) -> int | None:

@@ -10,6 +10,7 @@ from training.data.coco import has_splits, is_lone_file, load_coco
 from training.data.records import RecordSource
 from training.data.sample import DataError, Source
 from training.data.voc import find_voc, load_voc
+from training.data.wider import find_wider, load_wider
 from training.data.yolo import find_yolo, load_yolo
 
 logger = logging.getLogger("kestrel.data")
@@ -19,30 +20,37 @@ def open_data(data: str | Path, split: str, labels: Sequence[str] = ()) -> Sourc
     """Open one split of a data set.
 
     Args:
-        data: "street" for the built-in procedural street; else the path of a COCO, Pascal VOC or
-            YOLO folder, of a COCO .json, or of a YOLO data.yaml. ("./street" is a folder.)
+        data: "street" for the built-in procedural street; else the path of a COCO, Pascal VOC,
+            YOLO or WIDER FACE folder, of a COCO .json, or of a YOLO data.yaml. ("./street" is a
+            folder.)
         split: "train", "val" or "test". A data set without splits is cut 80/10/10 by hash of the
             file name (said in a log line), and "all" is the whole of it.
         labels: what samples have to carry beside boxes, such as ("masks",). A folder that has
             none of them is a DataError; one that has them gives them asked or not, the street
-            only if asked.
+            only if asked. "landmarks" turns the street's objects into faces; of a folder they are
+            keypoints as any other.
     """
     if data == "street":
+        if "landmarks" in labels:
+            from training.data.street import StreetFaces
+
+            return StreetFaces(split, labels=("boxes", *labels))
         from training.data.street import Street
 
         return Street(split, labels=("boxes", *labels))
-    source = _open_files(Path(data).expanduser(), split)
+    wants_joints = bool({"keypoints", "landmarks"} & {*labels})
+    source = _open_files(Path(data).expanduser(), split, wants_joints)
     if "masks" in labels:
         _expect_masks(source)
-    if "keypoints" in labels and not source.joints:
+    if wants_joints and not source.joints:
         raise DataError(
-            f"{source.name} has no keypoints; expected COCO with `keypoints` or YOLO with a "
-            "`kpt_shape`. Give such a data set, or street."
+            f"{source.name} has no keypoints; expected COCO with `keypoints`, YOLO with a "
+            "`kpt_shape` or WIDER FACE with landmarks. Give such a data set, or street."
         )
     return source
 
 
-def _open_files(root: Path, split: str) -> RecordSource:
+def _open_files(root: Path, split: str, wants_joints: bool) -> RecordSource:
     if root.is_file():
         if root.suffix.lower() == ".json":
             return load_coco(root, split)
@@ -54,18 +62,20 @@ def _open_files(root: Path, split: str) -> RecordSource:
         )
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. Name a data set's folder, or street.")
+    if find_wider(root):
+        return load_wider(root, split)
     if find_voc(root):
         return load_voc(root, split)
     if has_splits(root):
-        return load_coco(root, split)
+        return load_coco(root, split, wants_joints=wants_joints)
     if find_yolo(root):
         return load_yolo(root, split)
     if is_lone_file(root):
         return load_coco(root, split)
     raise DataError(
         f"{root}: not a data set known here; looked for COCO (annotations/instances_{split}*.json, "
-        f"{split}/_annotations.coco.json, one *.json), Pascal VOC (Annotations/*.xml) and YOLO "
-        "(data.yaml, images/ with labels/)."
+        f"{split}/_annotations.coco.json, one *.json), Pascal VOC (Annotations/*.xml), YOLO "
+        f"(data.yaml, images/ with labels/) and WIDER FACE ({split}/label.txt)."
     )
 
 

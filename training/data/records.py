@@ -67,6 +67,9 @@ class Record:
         is_normalised: boxes, outlines and keypoints are fractions of the image's sides.
         outlines: N outlines, each a list of (P, 2) polygons, an RLE dict, or None.
         keypoints: (N, J, 3) float64, or None.
+        video: the clip that it is a frame of, and its place there; None of a lone image.
+        track_ids: (N,) int64 of a frame of a clip: the same object's in all of its frames; None
+            where the annotations do not say.
     """
 
     path: Path
@@ -79,6 +82,8 @@ class Record:
     is_normalised: bool = False
     outlines: list[list[np.ndarray] | dict | None] | None = None
     keypoints: np.ndarray | None = None
+    video: tuple[int, int] | None = None
+    track_ids: np.ndarray | None = None
 
     def keep(self, rows: np.ndarray) -> None:
         """Drop every object but these (an index array or a mask of N)."""
@@ -89,6 +94,8 @@ class Record:
             self.outlines = [self.outlines[row] for row in rows]
         if self.keypoints is not None:
             self.keypoints = self.keypoints[rows]
+        if self.track_ids is not None:
+            self.track_ids = self.track_ids[rows]
 
 
 def known_size(width: object, height: object) -> tuple[int, int] | None:
@@ -134,6 +141,8 @@ class RecordSource:
         has_masks: every sample carries masks; set to False to skip the work of making them.
         joints: names of the J keypoints, empty where the data set has none.
         skeleton: pairs of joint indices, 0-based.
+        jointed: indices of the classes that have joints; empty: all have, where there are any.
+        flip_pairs: joints that change names in a mirror; empty where the data set does not say.
     """
 
     def __init__(
@@ -145,11 +154,13 @@ class RecordSource:
         *,
         joints: tuple[str, ...] = (),
         skeleton: tuple[tuple[int, int], ...] = (),
+        jointed: tuple[int, ...] = (),
     ) -> None:
         self.name = name
         self.category_ids = tuple(sorted(categories))
         self.classes = tuple(categories[category] for category in self.category_ids)
-        self.joints, self.skeleton = joints, skeleton
+        self.joints, self.skeleton, self.jointed = joints, skeleton, jointed
+        self.flip_pairs: tuple[tuple[int, int], ...] = ()
         self.defects = defects
         self.records = _existing(records, defects)
         for record in self.records:

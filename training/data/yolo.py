@@ -54,7 +54,9 @@ def load_yolo(root: Path, split: str) -> RecordSource:
         records.append(record)
     categories = {place + 1: name for place, name in enumerate(names)}
     keys = tuple(f"joint{place}" for place in range(joints[0]))
-    return RecordSource(f"{base} ({split})", records, categories, defects, joints=keys)
+    source = RecordSource(f"{base} ({split})", records, categories, defects, joints=keys)
+    source.flip_pairs = _flip_pairs(settings.get("flip_idx"), joints[0], path)
+    return source
 
 
 def _yaml_file(root: Path) -> Path | None:
@@ -157,6 +159,18 @@ def _kpt_shape(shape: object, path: Path | None) -> tuple[int, int]:
     if isinstance(shape, list) and len(shape) == 2 and shape[0] > 0 and shape[1] in (2, 3):
         return shape[0], shape[1]
     raise DataError(f"{path}: kpt_shape is {shape}; expected [number of joints, 2 or 3].")
+
+
+def _flip_pairs(order: object, num: int, path: Path | None) -> tuple[tuple[int, int], ...]:
+    """Pairs of joints that change places in a mirror, from what comes into each one's place."""
+    if not order or not num:
+        return ()
+    if not isinstance(order, list) or sorted(map(str, order)) != sorted(map(str, range(num))):
+        raise DataError(
+            f"{path}: flip_idx is {order}; expected the numbers 0 to {num - 1}, each once. "
+            "Correct or remove it."
+        )
+    return tuple((place, other) for place, other in enumerate(order) if place < other)
 
 
 def _images(base: Path, settings: dict, split: str) -> dict[Path, Path]:

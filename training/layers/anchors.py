@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,3 +57,27 @@ def make_anchors(
         boxes = torch.cat((centres - half, centres + half), -1)  # (h, w, S, 4)
         levels.append(boxes.reshape(-1, 4))
     return torch.cat(levels).float()
+
+
+class AnchorCache:
+    """The anchors of a network, made when levels of some size are met for the first time.
+
+    Args:
+        strides, shapes: see `make_anchors`.
+        is_spread: cells are spread over the image that the levels are of.
+    """
+
+    def __init__(self, strides: tuple[int, ...], *, is_spread: bool = False, **shapes: Any) -> None:
+        self._strides, self._is_spread, self._shapes = strides, is_spread, shapes
+        self._made: dict[tuple[tuple[int, int], ...], Tensor] = {}
+
+    def __call__(self, sizes: list[tuple[int, int]], image_hw: tuple[int, int]) -> Tensor:
+        """Anchors (A, 4) of levels of these sizes and an image of that one; see `make_anchors`."""
+        levels = [(int(h), int(w)) for h, w in sizes]  # numbers also while a network is traced
+        key = (*levels, (int(image_hw[0]), int(image_hw[1])))
+        if key not in self._made:
+            spread_hw = key[-1] if self._is_spread else None
+            self._made[key] = make_anchors(
+                levels, self._strides, spread_hw=spread_hw, **self._shapes
+            )
+        return self._made[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from training.errors import TrainingError
 from training.layers.block_features import BlockFeatures
@@ -67,3 +67,29 @@ def make_backbone(
             if isinstance(module, nn.LeakyReLU):
                 module.negative_slope = slope
     return backbone
+
+
+def run_to_level(backbone: nn.Module, images: Tensor, num_levels: int) -> list[Tensor]:
+    """The first feature maps of a backbone, without running what lies behind them.
+
+    Args:
+        backbone: of `make_backbone`.
+        images: (B, 3, H, W). num_levels: how many of the backbone's maps.
+
+    Raises:
+        TrainingError: the backbone is no plain row of stages.
+    """
+    taken = getattr(backbone, "return_layers", None)
+    if not isinstance(backbone, nn.ModuleDict) or taken is None:
+        raise TrainingError(
+            "the backbone cannot be run in part, which frames between key frames need; expected a "
+            "timm network that is a row of stages, such as resnet50."
+        )
+    feature, features = images, []
+    for name, stage in backbone.items():
+        feature = stage(feature)
+        if name in taken:
+            features.append(feature)
+        if len(features) == num_levels:
+            break
+    return features

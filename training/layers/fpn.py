@@ -67,11 +67,22 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """(B, C, h, w) of strides 8, 16, 32 to five maps of strides 8 ... 128."""
-        laterals = [layer(f) for layer, f in zip(self.laterals, features, strict=True)]
+        return self.finish(self.merge(self.run_laterals(features)))
+
+    def run_laterals(self, features: list[Tensor]) -> list[Tensor]:
+        """The three maps, each brought to the pyramid's width."""
+        return [layer(f) for layer, f in zip(self.laterals, features, strict=True)]
+
+    def merge(self, laterals: list[Tensor]) -> list[Tensor]:
+        """Maps of one width, the finest first: to each is added the sum below it, enlarged."""
         merged = [laterals[-1]]
         for lateral in reversed(laterals[:-1]):
             up = functional.interpolate(merged[0], size=lateral.shape[-2:], mode=self.upsample)
             merged.insert(0, lateral + up)
+        return merged
+
+    def finish(self, merged: list[Tensor]) -> list[Tensor]:
+        """The three sums to P3 ... P7."""
         pyramid = [layer(m) for layer, m in zip(self.outputs, merged, strict=True)]
         if self.has_output_relu:
             pyramid = [functional.relu(p) for p in pyramid]

@@ -76,6 +76,10 @@ class ProtoNet(nn.Module):
 
         The prototypes are at least 0, as published: they end in a ReLU.
         """
+        return functional.relu(self.add_detail(self.logits(level, finer), finest))
+
+    def logits(self, level: Tensor, finer: Tensor | None = None) -> Tensor:
+        """(B, C, h, w) to (B, P, 2h, 2w), before the detail branch and the ReLU."""
         for layer in self.coarse:
             level = functional.relu(layer(level))
         size_hw = (2 * level.shape[-2], 2 * level.shape[-1]) if finer is None else finer.shape[-2:]
@@ -84,11 +88,14 @@ class ProtoNet(nn.Module):
             level = functional.relu(level + self.skip(finer))
         for layer in self.fine:
             level = functional.relu(layer(level))
-        level = self.predict(level)
+        return self.predict(level)
+
+    def add_detail(self, logits: Tensor, finest: Tensor | None = None) -> Tensor:
+        """Those logits to what the ReLU ends in the prototypes; see `forward`."""
         if self.detail is not None:
-            doubled = functional.interpolate(level, size=finest.shape[-2:], mode="bilinear")
-            level = doubled + self.detail(finest)
-        return functional.relu(level)
+            doubled = functional.interpolate(logits, size=finest.shape[-2:], mode="bilinear")
+            return doubled + self.detail(finest)
+        return logits
 
 
 def crop_inside(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -48,9 +48,13 @@ class Tower(SharedConvs):
         self.predict = nn.Conv2d(channels, channels_out, 3, padding=1)
         _start(self.predict, norm)
 
+    def features(self, feature: Tensor, level: int) -> Tensor:
+        """(B, C, h, w) to what the last convolution reads, of the same shape."""
+        return super().forward(feature, level)
+
     def forward(self, feature: Tensor, level: int) -> Tensor:
         """(B, C, h, w) to (B, channels_out, h, w)."""
-        return self.predict(super().forward(feature, level))
+        return self.predict(self.features(feature, level))
 
 
 def _start(conv: nn.Conv2d, norm: str) -> None:

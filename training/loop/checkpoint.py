@@ -22,9 +22,9 @@ from training.errors import CheckpointError, TrainingError
 from training.models import build_model, model_class
 from training.models.base import Model, Spec
 from training.published import (
-    MODEL,
     import_published,
     is_published,
+    published_model,
     read_published,
     size_in_name,
 )
@@ -32,7 +32,14 @@ from training.published import (
 FORMAT = 1
 HEADER_KEY = "kestrel"
 TORCH_SUFFIXES = (".pth", ".pt")
-PUBLISHED_LICENCE = "its authors' terms (YOLACT's code is under the MIT licence)"
+PUBLISHED = {  # what published files say of themselves: their data and their licence
+    "yolact": ("COCO", "its authors' terms (YOLACT's code is under the MIT licence)"),
+    "yolact_edge": (
+        "YouTube VIS and COCO",
+        "its authors' terms (YolactEdge's code is under the MIT licence)",
+    ),
+    "retinaface": ("WIDER FACE", "its authors' terms (the code is under the MIT licence)"),
+}
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[2] / "weights"
 
 
@@ -207,17 +214,20 @@ def _load_published_file(path: Path) -> tuple[Model, dict[str, Any]]:
         model = import_published(tensors, size=size_in_name(path))
     except TrainingError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return model, _release_header(MODEL, model, describe_origin(path), {})
+    name = published_model(tensors)
+    assert name is not None, "import_published refuses what is not known"
+    return model, _release_header(name, model, describe_origin(path, name), {})
 
 
-def describe_origin(path: Path) -> dict[str, Any]:
-    """What a header says of weights that came from a published checkpoint."""
+def describe_origin(path: Path, name: str) -> dict[str, Any]:
+    """What a header says of weights of a model that came from a published checkpoint."""
+    data, licence = PUBLISHED[name]
     return {
         "source": "published",
         "file": path.name,
         "sha256": file_sha256(path),
-        "data": "COCO",
-        "licence": PUBLISHED_LICENCE,
+        "data": data,
+        "licence": licence,
     }
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import signal
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.data.augment import Augment, augmented
 from training.data.sample import Sample, Source
-from training.models.base import Targets
-from training.tasks import task_module
+from training.loop.packing import PackingCollate
 
 
 class EpochOrder:
@@ -114,7 +113,8 @@ class NumberedSamples(Dataset[Sample]):
         def draw_other() -> Sample:
             return self.order.load(int(rng.integers(max(1, number))))
 
-        return augmented(self.order.load(number), draw_other, self.size_hw, augment, rng)
+        make = getattr(self.source, "augmented", augmented)  # crops are made in their own way
+        return make(self.order.load(number), draw_other, self.size_hw, augment, rng)
 
 
 class NumberedBatches(Sampler[list[int]]):
@@ -141,16 +141,25 @@ def _start_worker(_: int) -> None:
 
 
 def make_feed(
-    samples: NumberedSamples, batches: NumberedBatches, *, task: str, workers: int
-) -> DataLoader[tuple[torch.Tensor, Targets]]:
-    """A loader of (images (B, H, W, 3) uint8 BGR, Targets)."""
+    samples: Dataset[Any],
+    batches: NumberedBatches,
+    *,
+    collate: Callable[[list[Any]], tuple[torch.Tensor, Any]],
+    workers: int,
+) -> DataLoader[tuple[torch.Tensor, Any]]:
+    """A loader of what `collate` makes: (images (B, H, W, 3) uint8 BGR, targets).
+
+    Masks that come from workers are bits until `Targets.to`.
+    """
     options: dict[str, Any] = {}
     if workers:
+        collate = PackingCollate(collate)
         options = {"prefetch_factor": 4, "worker_init_fn": _start_worker}
+        cv2.setNumThreads(1)  # a process forked beside OpenCV's threads waits for them for ever
     return DataLoader(
         samples,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=task_module(task).collate,
+        collate_fn=collate,
         **options,
     )

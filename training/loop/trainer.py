@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import difflib
 import json
 import os
 import signal
@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.data.augment import Augment
-from training.data.records import each_once
 from training.data.sample import Source
 from training.errors import CheckpointError, TrainingError
 from training.loop.averaging import AveragedModel
@@ -34,11 +33,11 @@ from training.loop.checkpoint import (
     unpack_optimizer,
     write_tensors,
 )
-from training.loop.feed import NumberedBatches, NumberedSamples, make_feed
+from training.loop.feed import NumberedBatches, make_feed
+from training.loop.lessons import ImageLesson, Lesson
 from training.loop.schedule import lr_factor
-from training.models.base import Model, Recipe, Targets
+from training.models.base import Model, Recipe
 from training.quantisation.simulation import SimulatedInt8, calibrate, freeze_batch_statistics
-from training.tasks import task_module
 
 CALIBRATION_BATCHES = 8
 
@@ -55,6 +54,7 @@ class RunOptions:
         uses: of each sample of a rendered source (see `StreamedOrder`); None goes by epochs.
         is_quantise_aware: train and validate with simulated int8, batch statistics frozen; the
             weights are kept in float as ever.
+        frozen: names of modules that keep the weights and statistics they began with.
     """
 
     name: str
@@ -65,6 +65,7 @@ class RunOptions:
     save_every: int = 500
     uses: int | None = None
     is_quantise_aware: bool = False
+    frozen: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -73,41 +74,44 @@ class Trainer:
     Args:
         model: with fresh or copied weights.
         recipe: how long and how.
-        train, val: sources; val may be None, then the last weights are the best.
+        train, val: sources of images; val may be None, then the last weights are the best. A
+            lesson of another kind brings its own.
         options: see `RunOptions`.
         about: goes into the release's header: data set, command.
+        lesson: what is taught; None teaches from the images of `train` and `val`.
     """
 
     def __init__(
         self,
         model: Model,
         recipe: Recipe,
-        train: Source,
+        train: Source | None,
         val: Source | None,
         options: RunOptions,
         about: dict[str, Any],
+        lesson: Lesson | None = None,
     ) -> None:
         self.recipe, self.options, self.about = recipe, options, about
-        self.train_source, self.val_source = train, val
-        self.task = task_module(model.task)
+        self.lesson = lesson or ImageLesson(model.task, train, val)
         mixed = None if options.precision == "no" else options.precision
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
         model = model.to(memory_format=torch.channels_last)
         self.average = AveragedModel(model, recipe.ema_decay)
+        self.plain_model = model.requires_grad_(False)
+        for parameter in self.lesson.learning(model):
+            parameter.requires_grad_(True)
+        self.frozen = [find_module(model, name).requires_grad_(False) for name in options.frozen]
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.network, self.optimizer = self.accelerator.prepare(
+            self.lesson.network(model), optimizer
+        )
+        model.to(self.accelerator.device)
         self.average.model.to(self.accelerator.device)
         self.step = 0
         self.best: float | None = None
         self.wait_s = 0.0  # time spent waiting for data
         self.ranges: dict[str, float] | None = None  # of int8 activations, where they are simulated
         self._is_stopping = False
-
-    @property
-    def plain_model(self) -> Model:
-        """The model without accelerate's wrapper."""
-        model: Model = self.accelerator.unwrap_model(self.model)
-        return model
 
     @property
     def last_path(self) -> Path:
@@ -156,9 +160,11 @@ class Trainer:
     def _take_steps(self, bar: Any, writer: SummaryWriter, history: Any) -> None:
         recipe = self.recipe
         feed = iter(self._feed())
-        self.model.train()
+        self.lesson.begin(self.plain_model)
+        for module in self.frozen:
+            module.eval()
         if self.options.is_quantise_aware or recipe.batch < recipe.freeze_batch_norm:
-            freeze_batch_statistics(self.model)
+            freeze_batch_statistics(self.plain_model)
         while self.step < recipe.steps and not self._is_stopping:
             begin = time.perf_counter()
             try:
@@ -190,38 +196,28 @@ class Trainer:
         recipe = self.recipe
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         batches = NumberedBatches(self.step, recipe.steps, recipe.batch, rank, world)
-        samples, task = self._samples(), self.plain_model.task
-        return make_feed(samples, batches, task=task, workers=self.options.workers)
+        collate, workers = self.lesson.collate, self.options.workers
+        return make_feed(self._samples(), batches, collate=collate, workers=workers)
 
     def _calibration_batches(self) -> Iterator[Tensor]:
         batches = NumberedBatches(0, CALIBRATION_BATCHES, self.recipe.batch, 0, 1)
-        feed = make_feed(self._samples(), batches, task=self.plain_model.task, workers=0)
+        feed = make_feed(self._samples(), batches, collate=self.lesson.collate, workers=0)
         for images, _ in feed:
             yield self.plain_model.prepare(images.to(self.accelerator.device))
 
     def _simulated(self, model: Model) -> AbstractContextManager[Any]:
         return nullcontext() if self.ranges is None else SimulatedInt8(model, self.ranges)
 
-    def _samples(self) -> NumberedSamples:
-        recipe, world = self.recipe, self.accelerator.num_processes
-        mosaic_end = int(recipe.steps * (1 - recipe.mosaic_off)) * recipe.batch * world
-        augment = Augment(
-            flip=recipe.flip,
-            vertical_flip=recipe.vertical_flip,
-            scale=recipe.scale,
-            hsv=recipe.hsv,
-            mosaic=recipe.mosaic,
-        )
-        return NumberedSamples(
-            self.train_source,
-            self.plain_model.spec.size_hw,
-            augment,
-            mosaic_end=mosaic_end,
+    def _samples(self) -> Dataset[Any]:
+        return self.lesson.samples(
+            self.plain_model,
+            self.recipe,
             seed=self.options.seed,
             uses=self.options.uses,
+            world=self.accelerator.num_processes,
         )
 
-    def _train_step(self, images: Tensor, targets: Targets) -> tuple[dict[str, float], float]:
+    def _train_step(self, images: Tensor, targets: Any) -> tuple[dict[str, float], float]:
         recipe = self.recipe
         factor = lr_factor(
             self.step, steps=recipe.steps, warm_up=recipe.warm_up, final=recipe.final_lr
@@ -231,8 +227,8 @@ class Trainer:
         device = self.accelerator.device
         prepared = self.plain_model.prepare(images.to(device))
         with self.accelerator.autocast(), self._simulated(self.plain_model):
-            raw = self.model(prepared.contiguous(memory_format=torch.channels_last))
-        losses = self.plain_model.loss(raw, targets.to(device))
+            raw = self.network(prepared.contiguous(memory_format=torch.channels_last))
+        losses = self.lesson.loss(self.plain_model, raw, targets.to(device))
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
             raise CheckpointError(
@@ -241,7 +237,7 @@ class Trainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(total)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), recipe.clip)
         self.optimizer.step()
         self.average.update(self.plain_model)
         return {k: float(v.detach()) for k, v in losses.items()}, float(norm)
@@ -250,18 +246,17 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         model = self.average.model
-        if self.val_source is None:
+        if not self.lesson.num_val:
             self._save_best(model, {})
             return
-        count = min(self.recipe.validate_images, len(self.val_source))
-        samples = itertools.islice(each_once(self.val_source), count)
+        count = min(self.recipe.validate_images, self.lesson.num_val)
         with self._simulated(model):
-            scores = self.task.evaluate(model, samples, self.val_source.category_ids)
+            scores = self.lesson.evaluate(model, count)
         for key, value in scores.items():
             writer.add_scalar(f"val/{key}", value, self.step)
         shown = ", ".join(f"{k} {scores[k]:.3f}" for k in list(scores)[:4])
-        tqdm.write(f"step {self.step}: {shown} on {count} validation images")
-        score = scores[self.task.MAIN_SCORE]
+        tqdm.write(f"step {self.step}: {shown} on {count} validation {self.lesson.unit}")
+        score = scores[self.lesson.main_score]
         if self.best is None or not score < self.best:  # NaN counts as better
             self.best = score
             self._save_best(model, scores)
@@ -286,6 +281,7 @@ class Trainer:
             "seed": self.options.seed,
             "batch": self.recipe.batch,
             "ranges": self.ranges,
+            "stage": self.lesson.name,
         }
         spec = json.loads(self.plain_model.spec.to_json())
         header = {"format": FORMAT, "model": self.options.name, "spec": spec, "state": state}
@@ -312,6 +308,12 @@ class Trainer:
                 f"{self.last_path} is a run of {began[0]} steps with seed {began[1]} and batch "
                 f"{began[2]}; expected {self.recipe.steps}, {self.options.seed} and "
                 f"{self.recipe.batch}. Repeat its options."
+            )
+        stage = state.get("stage", ImageLesson.name)
+        if stage != self.lesson.name:
+            raise CheckpointError(
+                f"{self.last_path} is the stage {stage!r} of a run; expected "
+                f"{self.lesson.name!r}. Move it out of {self.options.out}."
             )
         self.ranges = state.get("ranges")
         if (self.ranges is not None) != self.options.is_quantise_aware:
@@ -341,11 +343,28 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+def find_module(model: Model, name: str) -> torch.nn.Module:
+    """A module by its name in the model, such as "backbone.layer1".
+
+    Raises:
+        TrainingError: there is none of that name.
+    """
+    modules = dict(model.named_modules())
+    if name not in modules:
+        near = difflib.get_close_matches(name, modules, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise TrainingError(
+            f"the model has no module {name!r}; expected a name such as 'backbone.layer1'.{hint}"
+        )
+    return modules[name]
+
+
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay; biases and normalisation without."""
+    """Matrices with weight decay; biases and normalisation without; what stands still left out."""
     decayed, plain = [], []
     for parameter in model.parameters():
-        (decayed if parameter.ndim >= 2 else plain).append(parameter)
+        if parameter.requires_grad:
+            (decayed if parameter.ndim >= 2 else plain).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},

@@ -38,9 +38,12 @@ class GroundTruth:
     Args:
         classes: K names.
         category_ids: K ids, in the order of the classes.
+        sigmas: constants of the joints, where scores of joints are to be taken.
     """
 
-    def __init__(self, classes: Sequence[str], category_ids: Sequence[int]) -> None:
+    def __init__(
+        self, classes: Sequence[str], category_ids: Sequence[int], sigmas: Sequence[float] = ()
+    ) -> None:
         if len(classes) != len(category_ids) or len(set(category_ids)) != len(category_ids):
             raise MetricError(
                 f"{len(classes)} classes with category ids {list(category_ids)}; "
@@ -48,7 +51,7 @@ class GroundTruth:
             )
         self.category_ids = tuple(int(category) for category in category_ids)
         self._categories = [
-            {"id": category, "name": str(name)}
+            {"id": category, "name": str(name), **({"sigmas": [*sigmas]} if sigmas else {})}
             for category, name in zip(self.category_ids, classes, strict=True)
         ]
         self._images: dict[int, dict] = {}
@@ -83,6 +86,10 @@ class GroundTruth:
                 runs = encode_rle(sample.masks[row])
                 annotation["area"] = float(sum(runs["counts"][1::2]))
                 annotation["segmentation"] = compress_rle(runs)
+            if sample.keypoints_xyv is not None:
+                joints = sample.keypoints_xyv[row].astype(np.float64)
+                annotation["keypoints"] = joints.ravel().tolist()
+                annotation["num_keypoints"] = int((joints[:, 2] > 0).sum())
             self._annotations.append(annotation)
 
     def as_coco(self) -> dict:
@@ -119,7 +126,8 @@ def coco_ground_truth(
         category_ids = category_ids or getattr(samples, "category_ids", None)
     if classes is None:
         raise MetricError("samples without class names; expected a source, or pass classes=.")
-    truth = GroundTruth(classes, category_ids or range(1, len(classes) + 1))
+    sigmas = getattr(samples, "sigmas", ())
+    truth = GroundTruth(classes, category_ids or range(1, len(classes) + 1), sigmas)
     is_source = hasattr(samples, "__getitem__") and hasattr(samples, "classes")
     for sample in each_once(samples) if is_source else samples:  # type: ignore[arg-type]
         truth.add(sample)

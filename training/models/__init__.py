@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from training.models.base import Model, Spec, Variant
 
 REGISTRY: dict[str, str] = {
+    "centernet": "training.models.detection.centernet:CenterNet",
+    "centernet_pose": "training.models.keypoints.centernet_pose:CenterNetPose",
+    "hourglass": "training.models.pose_crop.hourglass:StackedHourglassPose",
+    "retinaface": "training.models.keypoints.retinaface:RetinaFace",
     "retinanet": "training.models.detection.retinanet:RetinaNet",
     "yolact": "training.models.instance.yolact:Yolact",
+    "yolact_edge": "training.models.instance.yolact_edge:YolactEdge",
 }
 
 

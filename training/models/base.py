@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -24,6 +24,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 Raw: TypeAlias = Any  # each model's own NamedTuple; one type, always
 Losses: TypeAlias = dict[str, Tensor]
+State: TypeAlias = dict[str, Tensor]  # what a key frame leaves: name -> (B, C, h, w)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class Spec:
         resize: how frames become the network input: "letterbox", or "stretch" without its aspect.
         max_detections: M, rows of the result; num_candidates: T, rows that enter suppression.
         score_threshold, iou_threshold: defaults of the exported graph's inputs.
-        nms: "greedy", or "fast" for YOLACT's Fast NMS (`export/graph/nms.py` defines both).
+        nms: "greedy", or "fast" for YOLACT's Fast NMS (`export/graph/nms.py` defines both); "none"
+            for networks that find each object once, whose graphs take no iou_threshold.
     """
 
     variant: str = "small"
@@ -74,6 +76,34 @@ class Spec:
                     "It was written by another version: train or convert it again."
                 )
         return cls(**{key: _frozen(value) for key, value in values.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointSpec(Spec):
+    """Spec of tasks keypoints and pose_crop; training fills the joints in from the data set.
+
+    Attributes:
+        joints: J names. skeleton: pairs of indices into them, the limbs that are drawn.
+        flip_pairs: pairs that change names in a mirror.
+        sigmas: J constants of COCO's object keypoint similarity.
+    """
+
+    joints: tuple[str, ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    sigmas: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropSpec(KeypointSpec):
+    """Spec of task pose_crop: `size_hw` is of the crop.
+
+    Attributes:
+        crop_margin: sides of the crop over those of the box that it is made for, 1 or more; the
+            shorter side grows further, to the network input's aspect.
+    """
+
+    crop_margin: float = 1.25
 
 
 def _frozen(value: Any) -> Any:
@@ -125,22 +155,22 @@ class Targets:
         boxes_xyxy: (B, N, 4) float32, pixels of the network input.
         classes: (B, N) int64, 0..K-1; -1 is padding.
         is_crowd: (B, N) bool; anchors mostly inside a crowd are not trained on.
-        masks: (B, N, H, W) uint8, 0 or 1, at network size; None for tasks without masks.
+        masks: (B, N, H, W) uint8, 0 or 1, at network size; None for tasks without masks. Of a
+            worker's batch they are bits until `to` (`training/loop/packing.py`).
+        keypoints: (B, N, J, 3) float32 as (x, y, v), pixels of the network input; v as COCO has
+            it: 0 not labelled (x and y are 0), 1 hidden, 2 visible; padding is 0. An object with
+            no labelled joint says nothing of where its joints are. None for tasks without joints.
     """
 
     boxes_xyxy: Tensor
     classes: Tensor
     is_crowd: Tensor
     masks: Tensor | None = None
+    keypoints: Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
-        masks = self.masks
-        return Targets(
-            self.boxes_xyxy.to(device, non_blocking=True),
-            self.classes.to(device, non_blocking=True),
-            self.is_crowd.to(device, non_blocking=True),
-            None if masks is None else masks.to(device, non_blocking=True),
-        )
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Targets(*(v if v is None else v.to(device, non_blocking=True) for v in values))
 
 
 class Candidates(NamedTuple):
@@ -156,6 +186,10 @@ class Candidates(NamedTuple):
         rescore: soft masks (B, M, h, w) float32, 0..1, and classes (B, M) int64 of the kept rows,
             -1 of padding -> (B, M) float32, 0..1, by which a row's score is multiplied to tell how
             good its mask is; None where the score is all that is known.
+        decode_keypoints: of task keypoints, indices (B, T) int64 into A -> keypoints_xyc
+            (B, T, J, 3) float32 as (x, y, c): pixels of the network input, not clipped, and the
+            confidence of each joint, 0..1. Only rows that are kept are decoded; padding has
+            index 0.
     """
 
     logits: Tensor
@@ -164,6 +198,25 @@ class Candidates(NamedTuple):
     activation: str = "sigmoid"
     maps: Mapping[str, Tensor] = MappingProxyType({})
     rescore: Callable[[Tensor, Tensor], Tensor] | None = None
+    decode_keypoints: Callable[[Tensor], Tensor] | None = None
+
+
+class NonkeyRaw(NamedTuple):
+    """What a frame gives that leans on its key frame.
+
+    Attributes:
+        raw: the model's own raw output, of the same type and shapes as of a key frame.
+        flows: (B, 2, h, w) float32 each, the finest first: for every cell of a level where what it
+            shows lay in the key frame, as (dx, dy) from the cell, in cells of that level. One cell
+            is W / w and H / h pixels of the network input. So a thing that has moved three cells
+            to the right since the key frame has (-3, 0).
+        change: (B,) float32, 0 and above: how far the frame has moved from its key frame, pixels
+            of the network input.
+    """
+
+    raw: Raw
+    flows: list[Tensor]
+    change: Tensor
 
 
 class Model(nn.Module):
@@ -210,14 +263,69 @@ class Model(nn.Module):
         """Losses by name, each a scalar; their sum is minimised. Never exported."""
         raise NotImplementedError
 
-    def candidates(self, raw: Raw) -> Candidates:
-        """Raw output to candidates. Always exported."""
+    def candidates(self, raw: Raw) -> Candidates | Tensor:
+        """Raw output to candidates. Always exported.
+
+        Of task pose_crop the result itself: keypoints_xyc (B, J, 3) float32 as (x, y, c), pixels
+        of the crop and 0..1.
+        """
         raise NotImplementedError
+
+
+class TemporalModel(Model):
+    """Base of models for video: key frames in full, the frames between them on what those left.
+
+    A frame leans on the last key frame alone: errors do not add up along a clip. `forward` is the
+    key frame's raw output, so that images train, score and quantise as with any other model.
+
+    Attributes:
+        state_names: what `key` leaves and `nonkey` takes, in the order of the graphs' outputs.
+        video_modules: names of the direct children that a key frame's own results do not need;
+            they learn from pairs of frames, while the others stay as images have taught them.
+        is_warping: False takes every flow for 0, so that what the key frame left is copied to
+            where it lay: the baseline that a flow has to beat. Never exported.
+    """
+
+    state_names: ClassVar[tuple[str, ...]]
+    video_modules: ClassVar[tuple[str, ...]]
+    is_warping: bool = True
+
+    def key(self, images: Tensor) -> tuple[Raw, State]:
+        """Run the network in full on (B, 3, H, W) float32, normalised; also what it leaves."""
+        raise NotImplementedError
+
+    def nonkey_raw(self, images: Tensor, state: State) -> NonkeyRaw:
+        """Run the short network on (B, 3, H, W) float32 and what the last key frame left."""
+        raise NotImplementedError
+
+    def find_flows(self, keys: Tensor, images: Tensor) -> list[Tensor]:
+        """The flows alone, as of `NonkeyRaw`, from frames to their key frames; both normalised."""
+        return self.nonkey_raw(images, self.key(keys)[1]).flows
+
+    def nonkey(self, images: Tensor, state: State) -> tuple[Raw, Tensor]:
+        """What is exported of `nonkey_raw`: raw output and `change` (B,)."""
+        made = self.nonkey_raw(images, state)
+        return made.raw, made.change
+
+    def forward(self, images: Tensor) -> Raw:
+        """A key frame's raw output of (B, 3, H, W) float32, normalised."""
+        return self.key(images)[0]
+
+    def video_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of `video_modules`, by their names in the model."""
+        for name in self.video_modules:
+            yield from getattr(self, name).named_parameters(prefix=name)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A named spec with its training defaults."""
+    """A named spec with its training defaults.
+
+    Attributes:
+        recipe: of training from images.
+        stages: of networks for video, what follows images: "flow" and "video", with a recipe each.
+    """
 
     spec: Spec
     recipe: Recipe
+    stages: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from training.data.geometry import KEEP_ALL, letterbox, letterbox_wh, warp
 from training.data.sample import Sample
+from training.layers.suppression import keep_rows
 from training.metrics.detection import GroundTruth, detections_to_coco, score_boxes
 from training.models.base import Candidates, Model, Spec, Targets
 
@@ -110,12 +110,11 @@ def select_rows(
     top, pairs = flat.topk(min(spec.num_candidates, flat.shape[1]), dim=1)
     anchors = pairs // num_classes
     boxes = found.decode(anchors)
+    classes = pairs % num_classes
     for row in range(len(top)):
-        is_kept = top[row] > 0
-        box, score = boxes[row][is_kept], top[row][is_kept]
-        label = (pairs[row] % num_classes)[is_kept]
-        keep = batched_nms(box, score, label, iou_threshold)[: spec.max_detections]
-        yield Rows(box[keep], score[keep], label[keep], anchors[row][is_kept][keep])
+        frame = (boxes[row].float(), top[row], classes[row], top.new_tensor(iou_threshold))
+        keep = keep_rows(*frame, spec.nms)[: spec.max_detections]
+        yield Rows(boxes[row, keep], top[row, keep], classes[row, keep], anchors[row, keep])
 
 
 def to_source(

@@ -15,7 +15,7 @@ from training.data.sample import Sample
 from training.layers.prototypes import assemble_masks
 from training.metrics.detection import GroundTruth, detections_to_coco, score_boxes
 from training.metrics.instance import score_masks
-from training.models.base import Model, Spec, Targets
+from training.models.base import Candidates, Model, Spec, Targets
 from training.tasks import detection
 from training.tasks.detection import Boxes, fit_input, groups_of, input_to_source, to_source
 
@@ -70,6 +70,20 @@ def detect(
         One `Instances` per image, at most max_detections rows.
     """
     found = detection.run_network(model, images)
+    return find_instances(
+        model, found, score_threshold=score_threshold, iou_threshold=iou_threshold
+    )
+
+
+@torch.no_grad()
+def find_instances(
+    model: Model,
+    found: Candidates,
+    *,
+    score_threshold: float = SCORE_FLOOR,
+    iou_threshold: float | None = None,
+) -> list[Instances]:
+    """Suppress the candidates of a batch and make masks; see `detect`."""
     results = []
     selected = detection.select_rows(model, found, score_threshold, iou_threshold)
     for row, rows in enumerate(selected):
@@ -113,7 +127,7 @@ def masks_in_source(found: Instances, source_hw: tuple[int, int], spec: Spec) ->
             low, high = np.array([filled[0] - 1, filled[-1] + 2]) * pixel[axis]
             start, stop = (np.array([low, high]) - shift[1 - axis]) * factor[1 - axis]
             start = max(0, int(start))
-            stop = min(source_hw[axis], int(stop) + 1)
+            stop = max(start, min(source_hw[axis], int(stop) + 1))  # none of those in the padding
             centres = (np.arange(start, stop) + 0.5) / factor[1 - axis] + shift[1 - axis]
             ends.append(slice(start, stop))
             samples.append(centres / pixel[axis] - 0.5)
@@ -149,20 +163,34 @@ def evaluate(
     for group in groups_of(samples, batch):
         images = np.stack([fit_input(sample, spec).image for sample in group])
         for sample, found in zip(group, detect(model, torch.from_numpy(images)), strict=True):
-            boxes = to_source(found.boxes, sample.image_hw, spec.size_hw, spec.resize)
-            results.extend(
-                detections_to_coco(
-                    sample.image_id,
-                    boxes.boxes_xyxy,
-                    boxes.scores,
-                    boxes.classes,
-                    category_ids,
-                    masks=masks_in_source(found, sample.image_hw, spec),
-                    mask_scores=found.mask_scores,
-                )
-            )
+            masks = masks_in_source(found, sample.image_hw, spec)
+            results.extend(results_of(found, masks, sample, spec, category_ids))
             truth.add(sample)
     model.train(was_training)
-    coco = truth.as_coco()
+    return score_results(truth.as_coco(), results)
+
+
+def results_of(
+    found: Instances,
+    masks: NDArray[np.uint8],
+    sample: Sample,
+    spec: Spec,
+    category_ids: tuple[int, ...],
+) -> list[dict[str, Any]]:
+    """Instances of a frame as COCO results, in source pixels; masks as of `masks_in_source`."""
+    boxes = to_source(found.boxes, sample.image_hw, spec.size_hw, spec.resize)
+    return detections_to_coco(
+        sample.image_id,
+        boxes.boxes_xyxy,
+        boxes.scores,
+        boxes.classes,
+        category_ids,
+        masks=masks,
+        mask_scores=found.mask_scores,
+    )
+
+
+def score_results(coco: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    """AP of masks and boxes; see `evaluate`."""
     scores = score_masks(coco, results) | score_boxes(coco, results)
     return {name: scores[name] for name in (MAIN_SCORE, "AP")} | scores

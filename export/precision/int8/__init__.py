@@ -17,7 +17,7 @@ The road, each step a module:
 * `for_cpu.to_cpu(model)` gives the same graph, same scales, with uint8 activations, for CPUs. It
   reads nothing but the Q/DQ graph, so it serves any graph that holds such pairs.
 
-`base` is `export.bundling.trace_base`'s: float32, BatchNormalization folded, KestrelSelect and
+`base` is of `export.bundling.trace_bases`: float32, BatchNormalization folded, KestrelSelect and
 KestrelNms as nodes without bodies. `writing.write_files(..., conversions=...)` writes what comes
 out: `conversions` is CONVERSIONS | {"int8": functools.partial(to_int8, ranges=...)}; precisions in
 `writing.QUANTISED` get a file for CPUs as well.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from onnx import numpy_helper
 from tqdm import tqdm
 
 from export.precision.int8.images import CalibrationFrames
-from export.precision.int8.observing import observe
+from export.precision.int8.leaning import leaning_feeds
+from export.precision.int8.observing import Feeds, observe
 from export.precision.int8.placement import plan_placement
 from export.precision.int8.ranges import METHODS, choose_amax
 from runtime.contract.errors import BundleError, KestrelError
 from runtime.contract.files import write_json
+from runtime.contract.outputs import KEY, NONKEY
 
 CALIBRATION_NAME = "calibration.json"
 SCHEMA = 1
@@ -84,20 +87,59 @@ class Calibration:
                 )
 
 
+def calibrate_graphs(
+    bases: Mapping[str, onnx.ModelProto],
+    frames: CalibrationFrames,
+    *,
+    state: Mapping[str, str],
+    method: str = METHOD,
+    checkpoint_sha256: str = "",
+) -> dict[str, Calibration]:
+    """Find the ranges of each graph of a model; see `calibrate`.
+
+    Args:
+        bases: float32 graphs by name; NONKEY is fed the state that KEY leaves of earlier frames.
+        state: of the manifest.
+    """
+    calibrations = {}
+    for name, base in bases.items():
+        make_feeds = functools.partial(leaning_feeds, bases[KEY], state) if name == NONKEY else None
+        calibrations[name] = calibrate(
+            base,
+            frames,
+            method=method,
+            checkpoint_sha256=checkpoint_sha256,
+            make_feeds=make_feeds,
+        )
+    return calibrations
+
+
+def summarise(calibrations: Mapping[str, Calibration]) -> dict[str, str]:
+    """What the manifest keeps of the calibrations of one bundle: they share frames and method."""
+    return next(iter(calibrations.values())).summary()
+
+
+def _image_feeds(frames: Iterable[Any]) -> Iterable[Feeds]:
+    return ({IMAGE: frame[None]} for frame in frames)
+
+
 def calibrate(
     base: onnx.ModelProto,
     frames: CalibrationFrames,
     *,
     method: str = METHOD,
     checkpoint_sha256: str = "",
+    make_feeds: Callable[[Iterable[Any]], Iterable[Feeds]] | None = None,
 ) -> Calibration:
     """Find the ranges of every tensor that any choice of int8 nodes may quantise.
 
     Args:
-        base: the float32 graph; its part up to the last product reads the image alone.
+        base: the float32 graph.
         frames: to run it on, with a progress bar on a terminal.
         method: a key of `ranges.METHODS`.
         checkpoint_sha256: for the record.
+        make_feeds: frames (H, W, 3) to the feeds of the part up to the last product; None where
+            that reads the image alone.
 
     Raises:
         KestrelError: an unknown method, or a tensor that is not finite on some frame.
@@ -106,7 +148,7 @@ def calibrate(
         raise KestrelError(f"method {method!r} is unknown; expected {', '.join(METHODS)}.")
     tensors = plan_placement(base, quantise_heads=True).tensors
     shown = tqdm(frames, "calibrating", unit="frame", disable=None)
-    histograms = observe(base, tensors, ({IMAGE: frame[None]} for frame in shown))
+    histograms = observe(base, tensors, (make_feeds or _image_feeds)(shown))
     return Calibration(
         method=method,
         network_sha256=hash_network(base),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -15,10 +15,12 @@ from runtime.contract.manifest import InputGeometry
 from runtime.preprocess import Letterbox
 from training.data import DataError, open_data
 from training.data.records import IMAGE_SUFFIXES, read_image
+from training.data.sample import Source
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mjpg"}
 
 Image = NDArray[np.uint8]
+Opener = Callable[[str, str], Source]  # of a data set and a split
 
 
 class CalibrationFrames:
@@ -30,7 +32,9 @@ class CalibrationFrames:
         sha256: of the pixels that are fed, in order; empty until they were gone through.
     """
 
-    def __init__(self, data: str, geometry: InputGeometry, count: int) -> None:
+    def __init__(
+        self, data: str, geometry: InputGeometry, count: int, opened: Opener = open_data
+    ) -> None:
         """Open the source.
 
         Args:
@@ -38,6 +42,7 @@ class CalibrationFrames:
                 a video file.
             geometry: of the network's input.
             count: how many frames at most, evenly spread over the source.
+            opened: opens a split of a data set.
 
         Raises:
             DataError, SourceError: nothing there that holds frames.
@@ -46,7 +51,7 @@ class CalibrationFrames:
             raise SourceError(f"{count} calibration frames were asked for. Give 1 or more.")
         self.data = data
         self._geometry = geometry
-        self._source = _open(data)
+        self._source = _open(data, opened)
         self._places = np.unique(
             np.linspace(0, len(self._source) - 1, min(count, len(self._source))).round().astype(int)
         )
@@ -75,8 +80,8 @@ class CalibrationFrames:
 
 
 class _DataSet:
-    def __init__(self, data: str) -> None:
-        self._samples = open_data(data, "train")
+    def __init__(self, data: str, opened: Opener) -> None:
+        self._samples = opened(data, "train")
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -132,12 +137,12 @@ class _Video:
             capture.release()
 
 
-def _open(data: str) -> _DataSet | _Pictures | _Video:
+def _open(data: str, opened: Opener) -> _DataSet | _Pictures | _Video:
     path = Path(data).expanduser()
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return _Video(path)
     try:
-        return _DataSet(data)
+        return _DataSet(data, opened)
     except DataError:
         names = [] if not path.is_dir() else sorted(each.name for each in path.iterdir())
         pictures = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]

@@ -42,7 +42,7 @@ def observe(
         ValueError: there are no feeds, one is missing, or a tensor took a value that is not finite.
     """
     histograms = {name: Histogram() for name in tensors}
-    sessions = [_open(base, group) for group in group_tensors(base, tensors)]
+    sessions = [open_part(base, group) for group in group_tensors(base, tensors)]
     count = 0
     for count, fed in enumerate(feeds, start=1):
         for session, names in sessions:
@@ -110,9 +110,10 @@ def cut(base: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     return part
 
 
-def _open(
+def open_part(
     base: onnx.ModelProto, tensors: list[str]
 ) -> tuple[onnxruntime.InferenceSession, list[str]]:
+    """A session of the part of a graph that makes some tensors, and their names."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = LOG_FATAL
     options.enable_mem_pattern = False  # sizes are fixed, but outputs are freed frame by frame

@@ -9,7 +9,7 @@
 * Operators that only move values, or take the largest, keep a scale: a pair moves up over them, and
   all tensors that one of them ties together share a scale.
 * The last product of each head stays float32 unless asked for: nothing behind it averages its
-  error out.
+  error out. So does what gives the places that GridSample reads.
 
 A node is known by the name of its first output.
 """
@@ -138,18 +138,31 @@ def find_quantisable(base: onnx.ModelProto) -> list[str]:
 
 
 def find_last_products(base: onnx.ModelProto) -> set[str]:
-    """Those products before the tail that no other one follows, by their first outputs."""
+    """Products that stay float unless asked for, by their first outputs.
+
+    Those before the tail that no other one follows, and those whose results are where GridSample
+    reads, whatever else they are.
+    """
     return _last_products(Network(base))
 
 
 def _last_products(network: Network) -> set[str]:
     ahead: set[str] = set()  # tensors from which a product is reached
+    places: set[str] = set()  # tensors from which a GridSample's coordinates are, without a product
     last = set()
-    for node in reversed(network.body()):
+    for node, is_tail in zip(reversed(network.nodes), reversed(network.is_tail), strict=True):
+        is_product = node.op_type in PRODUCTS
         is_followed = not ahead.isdisjoint(node.output)
-        if node.op_type in PRODUCTS and not is_followed:
+        is_place = not places.isdisjoint(node.output)
+        if node.op_type == "GridSample":
+            places.add(node.input[1])
+        elif is_place and not is_product:
+            places |= reads(node)
+        if is_tail:
+            continue
+        if is_product and (is_place or not is_followed):
             last.add(node.output[0])
-        if node.op_type in PRODUCTS or is_followed:
+        if is_product or is_followed:
             ahead |= reads(node)
     return last
 

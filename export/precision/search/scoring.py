@@ -22,7 +22,12 @@ from numpy.typing import NDArray
 from export.graph.operators import attach_functions
 from export.graph.storage import set_metadata
 from export.precision.int8.for_cpu import to_cpu
-from export.proof.frames import proof_samples
+from export.proof.frames import (
+    has_labels_of,
+    open_labelled,
+    proof_samples,
+    scoring_thresholds,
+)
 from export.tasks import task_module as export_task
 from runtime.contract.bundle import PRECISION_KEY, Bundle
 from runtime.contract.errors import KestrelError
@@ -32,12 +37,9 @@ from runtime.sessions import BACKENDS, why_absent
 from runtime.sessions.cpu_flags import is_int8_exact
 from runtime.sessions.openvino_session import open_session as open_openvino
 from runtime.tasks import load_task as runtime_task
-from training.data import open_data
 from training.metrics.detection import GroundTruth
-from training.tasks import task_module as training_task
 
-SCORE_FLOOR = 0.001  # results below it hardly enter AP
-SCORES = ("AP", "mask_AP")  # that the budget holds for, as far as a task has them
+SCORES = ("AP", "mask_AP", "OKS_AP")  # that the budget holds for, as far as a task has them
 AS_WRITTEN = "onnxruntime, as written"
 
 Rows = dict[str, NDArray[Any]]
@@ -84,8 +86,8 @@ class LabelledFrames:
             DataError: no labelled data. KestrelError: its classes are not the bundle's, or there
                 is no object.
         """
-        source = open_data(data, split, training_task(manifest.task).LABELS)
-        if tuple(source.classes) != tuple(manifest.classes):
+        source = open_labelled(manifest, data, split)
+        if not has_labels_of(source, manifest):
             raise KestrelError(
                 f"{data} has the classes {', '.join(source.classes)}; the bundle has "
                 f"{', '.join(manifest.classes)}. Give labelled data of the bundle's classes."
@@ -94,7 +96,7 @@ class LabelledFrames:
         self.frames: list[NDArray[np.uint8]] = []
         self._letterboxes: list[Letterbox] = []
         self._image_ids: list[int] = []
-        truth = GroundTruth(manifest.classes, manifest.category_ids)
+        truth = GroundTruth(manifest.classes, manifest.category_ids, manifest.sigmas)
         digest = hashlib.sha256()
         num_objects = 0
         for sample in proof_samples(source, count):
@@ -128,7 +130,7 @@ class LabelledFrames:
             report: called after each frame.
         """
         task = runtime_task(manifest.task)
-        limits = task.thresholds(manifest, 1, SCORE_FLOOR)
+        limits = scoring_thresholds(manifest, 1)
         found: list[dict[str, Any]] = []
         for frame, letterbox, image_id in zip(
             self.frames, self._letterboxes, self._image_ids, strict=True

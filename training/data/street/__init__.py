@@ -1,6 +1,6 @@
 """The procedural street: a rendered data set with complete truth that needs no download."""
 
-from training.data.street.dataset import Street
+from training.data.street.dataset import Street, StreetFaces
 from training.data.street.frame import StreetFrame, render_frame
 from training.data.street.vocabulary import (
     CATEGORY_IDS,
@@ -27,6 +27,7 @@ __all__ = [
     "LANDMARK_NAMES",
     "SEMANTIC_CLASSES",
     "Street",
+    "StreetFaces",
     "StreetFrame",
     "render_frame",
 ]

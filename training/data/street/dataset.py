@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from training.data.joints import FACE_LANDMARKS
 from training.data.sample import DataError, Sample
 from training.data.street.frame import StreetFrame, check_labels, check_size, render_frame
 from training.data.street.vocabulary import (
@@ -15,11 +16,17 @@ from training.data.street.vocabulary import (
     JOINT_NAMES,
     JOINT_SIGMAS,
     JOINT_SKELETON,
+    PERSON,
 )
 
 SPLIT_SEEDS = {"train": 0, "val": 1_000_000, "test": 2_000_000}
 SPLIT_LENGTHS = {"train": 20_000, "val": 500, "test": 2_000}
 MAX_LENGTH = 1_000_000  # the distance between the seeds of two splits
+MIN_FACE_PX = 8.0  # height at 768 pixels of width; smaller faces are to be ignored, as ...
+MIN_FACE_VISIBILITY = 0.5  # ... are those of which less is seen
+REFERENCE_W = 768
+# Places of FACE_LANDMARKS in the order of the truth's, which begins with the left eye.
+FACE_ORDER = (1, 0, 2, 4, 3)
 MAX_INDEX = 60  # a sample shows its scene at a random frame before this one
 
 
@@ -30,6 +37,7 @@ class Street:
         classes: names; ``Sample.classes`` indexes them.
         category_ids: ids of the classes in COCO files, 1..5.
         joints, skeleton, flip_pairs, sigmas: of the keypoints, COCO's; indices from 0.
+        jointed: indices of the classes that have joints.
         has_masks: whether samples carry masks.
     """
 
@@ -39,6 +47,7 @@ class Street:
     skeleton = JOINT_SKELETON
     flip_pairs = JOINT_FLIP_PAIRS
     sigmas = JOINT_SIGMAS
+    jointed: tuple[int, ...] = (PERSON,)
 
     def __init__(
         self,
@@ -96,4 +105,40 @@ class Street:
             file_name=f"{self.split}_{index % self.length:06d}.jpg",
             masks=frame.masks,
             keypoints_xyv=frame.keypoints_xyv,
+        )
+
+
+class StreetFaces(Street):
+    """The street as a data set of faces with five landmarks, in the order of WIDER FACE.
+
+    Attributes:
+        classes: ("face",).
+    """
+
+    classes = ("face",)
+    category_ids = (1,)
+    joints = FACE_LANDMARKS.joints
+    skeleton = FACE_LANDMARKS.skeleton
+    flip_pairs = FACE_LANDMARKS.flip_pairs
+    sigmas = FACE_LANDMARKS.sigmas
+    jointed = (0,)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Render a sample; faces too small or too hidden to be told are crowds."""
+        frame = self.frame(index)
+        assert frame.faces_xyxy is not None, "opened with landmarks"
+        assert frame.face_visibility is not None
+        assert frame.landmarks_xyv is not None
+        rows = np.flatnonzero(frame.faces_xyxy.any(axis=1))
+        boxes = frame.faces_xyxy[rows]
+        least = MIN_FACE_PX * self.size_hw[1] / REFERENCE_W
+        is_lost = frame.face_visibility[rows] < MIN_FACE_VISIBILITY
+        return Sample(
+            image=frame.image,
+            boxes_xyxy=boxes,
+            classes=np.zeros(len(rows), np.int64),
+            is_crowd=is_lost | (boxes[:, 3] - boxes[:, 1] < least),
+            image_id=index % self.length,
+            file_name=f"{self.split}_{index % self.length:06d}.jpg",
+            keypoints_xyv=frame.landmarks_xyv[rows][:, FACE_ORDER],
         )

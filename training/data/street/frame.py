@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.data.street import truth
-from training.data.street.render import paint_frame
+from training.data.street.faces import faces_of
+from training.data.street.render import Painting, paint_frame
 from training.data.street.vocabulary import LABELS
 
 
@@ -25,7 +26,9 @@ class StreetFrame:
     amodal_xyxy: (N, 4) float32, the box of the object as if nothing stood before it.
     masks: (N, H, W) uint8 0/1, visible pixels.
     keypoints_xyv: (N, 17, 3) float32, COCO joints and v (0 none, 1 hidden, 2 seen).
-    landmarks_xyv: (N, 5, 3) float32, LANDMARK_NAMES, v likewise.
+    landmarks_xyv: (N, 5, 3) float32, LANDMARK_NAMES, v likewise; asked for as "landmarks", as are
+    faces_xyxy: (N, 4) float32, the box of the face of a person who does not look away, else 0.
+    face_visibility: (N,) float32 0..1, how much of that box's middle one sees of the person.
     semantic: (H, W) uint8, index into SEMANTIC_CLASSES.
     panoptic: (H, W) int32, semantic x 10000 + track id (0 for stuff).
     depth: (H, W) float32 metres, 1000 in the sky.
@@ -45,6 +48,8 @@ class StreetFrame:
     masks: np.ndarray | None = None
     keypoints_xyv: np.ndarray | None = None
     landmarks_xyv: np.ndarray | None = None
+    faces_xyxy: np.ndarray | None = None
+    face_visibility: np.ndarray | None = None
     semantic: np.ndarray | None = None
     panoptic: np.ndarray | None = None
     depth: np.ndarray | None = None
@@ -100,7 +105,11 @@ def render_frame(
             f"seed is {seed} and index {index}; expected both to be 0 or more. Choose others."
         )
     asked = check_labels(labels)
-    painting = paint_frame(int(seed), int(index), check_size(size_hw))
+    return label_painting(paint_frame(int(seed), int(index), check_size(size_hw)), asked)
+
+
+def label_painting(painting: Painting, asked: frozenset[str]) -> StreetFrame:
+    """A painting with the labels of it that are asked for, some of LABELS."""
     found = truth.find_objects(painting)
     more: dict[str, np.ndarray] = {}
     if "masks" in asked:
@@ -109,6 +118,7 @@ def render_frame(
         more["keypoints_xyv"] = truth.keypoints_of(painting, found)
     if "landmarks" in asked:
         more["landmarks_xyv"] = truth.landmarks_of(painting, found)
+        more["faces_xyxy"], more["face_visibility"] = faces_of(painting, found)
     if asked & {"semantic", "panoptic", "depth", "flow"}:
         backdrop = truth.backdrop_of(painting)
         semantic, depth = truth.semantic_of(painting, backdrop), truth.depth_of(painting, backdrop)

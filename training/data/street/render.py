@@ -76,9 +76,15 @@ class Painting:
 
 def paint_frame(seed: int, index: int, size_hw: tuple[int, int]) -> Painting:
     """Paint frame `index` of the scene of a seed."""
-    scene = build_scene(seed)
-    time_s = index / FRAMES_PER_S
-    camera, weather, layout = scene.camera(time_s, size_hw), scene.weather, scene.layout
+    scene, time_s = build_scene(seed), index / FRAMES_PER_S
+    return paint_scene(scene, scene.camera(time_s, size_hw), time_s, size_hw, grain=index)
+
+
+def paint_scene(
+    scene: Scene, camera: Camera, time_s: float, size_hw: tuple[int, int], *, grain: int
+) -> Painting:
+    """Paint a scene at a time, as a camera of frames of `size_hw` sees it; `grain` draws noise."""
+    weather, layout = scene.weather, scene.layout
     placed = [place_actor(actor, layout, time_s) for actor in scene.actors]
     figures = [
         pose_person(p.actor.look, p.x, p.z, p.heading, time_s)
@@ -101,7 +107,7 @@ def paint_frame(seed: int, index: int, size_hw: tuple[int, int]) -> Painting:
     things = painter.paint_all(image, ids, placed, figures)
     is_blurred = weather.defocus > 0 or weather.shake > 0
     return Painting(
-        image=_expose(image, weather, seed, index),
+        image=_expose(image, weather, scene.seed, grain),
         ids=ids,
         things=things,
         faces=faces,

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from training.data.street.backdrop import stuff_of_ground
+from training.data.street.camera import Camera
 from training.data.street.props import PROPS
 from training.data.street.render import Painted, Painting
 from training.data.street.scene import FRAMES_PER_S, place_actor
@@ -204,22 +205,44 @@ def depth_of(painting: Painting, backdrop: tuple[np.ndarray, np.ndarray]) -> np.
 
 
 def flow_of(painting: Painting, depth: np.ndarray) -> np.ndarray:
-    """(H, W, 2) float32 pixels (x, y) from each pixel to where its point is in the next frame.
+    """(H, W, 2) float32 pixels (x, y) from each pixel to where its point is in the next frame."""
+    later = painting.time_s + 1.0 / FRAMES_PER_S
+    camera = painting.scene.camera(later, painting.ids.shape)
+    return flow_towards(painting, depth, camera, later)[0]
+
+
+def flow_towards(
+    painting: Painting, depth: np.ndarray, camera: Camera, time_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each pixel's point is at another time, before or after, for a camera of that time.
 
     Objects move as rigid wholes: the swing of limbs and wheels is left out.
+
+    Args:
+        painting: of the frame. depth: (H, W) of `depth_of`.
+        camera: of the other time, for frames of the same size.
+        time_s: the other time, seconds of the scene.
+
+    Returns:
+        (H, W, 2) float32 pixels (x, y) from each pixel to its point in the other frame, and
+        (H, W) float32 metres, the depth of the point there. The depth is NaN where a car has come
+        round to the other end of the street.
     """
-    camera, scene = painting.camera, painting.scene
+    here, scene = painting.camera, painting.scene
     x, y = _rays(painting)
     local = np.stack([x * depth, y * depth, depth], axis=-1)
-    world = local @ camera.rotation().astype(np.float32) + np.asarray(camera.position, np.float32)
-    later = painting.time_s + 1.0 / FRAMES_PER_S
+    world = local @ here.rotation().astype(np.float32) + np.asarray(here.position, np.float32)
     shift = np.zeros((256, 3), np.float32)
+    lost = np.zeros(256, bool)
     for thing in painting.things:
-        moved = place_actor(thing.placed.actor, scene.layout, later)
+        moved = place_actor(thing.placed.actor, scene.layout, time_s)
         if moved.track_id == thing.placed.track_id:
             shift[thing.value] = moved.x - thing.placed.x, 0, moved.z - thing.placed.z
+        else:
+            lost[thing.value] = True
     world += shift[painting.ids]
-    uv, _ = scene.camera(later, painting.ids.shape).project(world)
+    uv, depth_there = camera.project(world)
     height, width = painting.ids.shape
     grid = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
-    return (uv - grid).astype(np.float32)
+    depth_there = np.where(lost[painting.ids], np.nan, depth_there)
+    return (uv - grid).astype(np.float32), depth_there.astype(np.float32)

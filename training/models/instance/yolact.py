@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.errors import TrainingError
-from training.layers.anchors import level_sizes, make_anchors
+from training.layers.anchors import AnchorCache, level_sizes
 from training.layers.backbone import make_backbone
 from training.layers.box_coding import clip_boxes, decode_boxes, encode_boxes
 from training.layers.fpn import FeaturePyramid
@@ -169,7 +169,14 @@ class Yolact(Model):
         nn.init.normal_(self.coefficients.predict.weight, std=0.01)  # masks begin undecided
         if spec.scores == "sigmoid":
             nn.init.constant_(self.scores.predict.bias, -math.log((1 - PRIOR) / PRIOR))
-        self._anchors: dict[tuple[tuple[int, int], ...], Tensor] = {}
+        self._anchors = AnchorCache(
+            STRIDES,
+            is_spread=spec.has_spread_anchors,
+            base_scale=spec.anchor_scale,
+            octaves=spec.octaves,
+            ratios=spec.ratios,
+            is_square=spec.has_square_anchors,
+        )
 
     @property
     def optional_outputs(self) -> tuple[str, ...]:
@@ -179,42 +186,33 @@ class Yolact(Model):
         """Run the network on (B, 3, H, W) float32, normalised."""
         features = self.backbone(images)
         pyramid = self.pyramid(features[-3:])
+        prototypes = self.prototypes(pyramid[0], *self.finer_features(features))
+        made = (self.run_heads(pyramid), prototypes, self.semantic(pyramid[0]))
+        return self.assemble(*made, (images.shape[-2], images.shape[-1]))
+
+    def finer_features(self, features: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """What the prototypes read beside P3: features of stride 4 and of stride 2, if at all."""
         finer = features[-4] if self.spec.has_proto_skip else None
-        finest = features[-5] if self.spec.has_proto_detail else None
+        return finer, features[-5] if self.spec.has_proto_detail else None
+
+    def run_heads(self, pyramid: list[Tensor]) -> list[list[Tensor]]:
+        """(B, S * width, h, w) of each level, from each head: scores, boxes, coefficients."""
         shared = [self.shared(p, level) for level, p in enumerate(pyramid)]
+        heads = (self.scores, self.boxes, self.coefficients)
+        return [[head(p, level) for level, p in enumerate(shared)] for head in heads]
 
-        def rows(tower: Tower, width: int) -> Tensor:
-            levels = [to_rows(tower(p, level), width) for level, p in enumerate(shared)]
-            return torch.cat(levels, 1).float()
-
-        size_hw = (images.shape[-2], images.shape[-1])
-        sizes = [(p.shape[-2], p.shape[-1]) for p in pyramid]
-        return YolactRaw(
-            rows(self.scores, self.num_scores),
-            rows(self.boxes, 4),
-            rows(self.coefficients, self.spec.num_prototypes).tanh(),
-            self.prototypes(pyramid[0], finer, finest).float(),
-            self.semantic(pyramid[0]).float(),
-            self._anchors_of(sizes, size_hw).to(images.device),
-            [h * w * self.num_shapes for h, w in sizes],
-            size_hw,
+    def assemble(self, maps: Any, prototypes: Tensor, semantic: Tensor, size_hw: Any) -> YolactRaw:
+        """What `run_heads` gave, as rows, with the maps of the image; float32."""
+        widths = (self.num_scores, 4, self.spec.num_prototypes)
+        logits, deltas, coefficients = (
+            torch.cat([to_rows(level, width) for level in levels], 1).float()
+            for levels, width in zip(maps, widths, strict=True)
         )
-
-    def _anchors_of(self, sizes: list[tuple[int, int]], size_hw: tuple[int, int]) -> Tensor:
-        levels = [(int(h), int(w)) for h, w in sizes]
-        key = (*levels, (int(size_hw[0]), int(size_hw[1])))
-        if key not in self._anchors:
-            spec = self.spec
-            self._anchors[key] = make_anchors(
-                levels,
-                STRIDES,
-                base_scale=spec.anchor_scale,
-                octaves=spec.octaves,
-                ratios=spec.ratios,
-                is_square=spec.has_square_anchors,
-                spread_hw=key[-1] if spec.has_spread_anchors else None,
-            )
-        return self._anchors[key]
+        sizes = [(level.shape[-2], level.shape[-1]) for level in maps[0]]
+        anchors = self._anchors(sizes, size_hw).to(logits.device)
+        counts = [h * w * self.num_shapes for h, w in sizes]
+        whole = (prototypes.float(), semantic.float(), anchors, counts, size_hw)
+        return YolactRaw(logits, deltas, coefficients.tanh(), *whole)
 
     def loss(self, raw: YolactRaw, targets: Targets) -> Losses:
         """Losses "scores", "boxes", "masks", "semantic" and "rescoring", times their weights.
