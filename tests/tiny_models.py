@@ -54,11 +54,19 @@ def tiny_spec(**changes: object) -> Spec:
 def lively(model: Model, seed: int = 0) -> Model:
     """Random weights that answer differently everywhere; batch statistics as from training."""
     draw = torch.Generator().manual_seed(seed)
-    hooks = []
+    between = {
+        module
+        for name in getattr(model, "video_modules", ())
+        for module in getattr(model, name).modules()
+    }
+    hooks, hooks_between = [], []
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data.normal_(generator=draw)
-            hooks.append(module.register_forward_hook(_to_unit_variance))
+            if module in between:
+                hooks_between.append(module.register_forward_hook(_to_unit_output))
+            else:
+                hooks.append(module.register_forward_hook(_to_unit_variance))
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.5
             module.weight.data.uniform_(0.7, 1.3, generator=draw)
@@ -70,17 +78,28 @@ def lively(model: Model, seed: int = 0) -> Model:
             if getattr(found, "rescore", None) is not None:  # crops have an answer of their own
                 masks = torch.rand(1, 9, *found.maps["prototypes"].shape[-2:], generator=draw)
                 found.rescore(masks, torch.zeros(1, 9, dtype=torch.int64))
+            while hooks:
+                hooks.pop().remove()
             if isinstance(model, TemporalModel):
                 images = model.prepare(frames_of(2, model.spec.size_hw, seed))
                 model.nonkey(images.roll(4, 3), model.key(images)[1])
-            while hooks:
-                hooks.pop().remove()
+            while hooks_between:
+                hooks_between.pop().remove()
     return model.eval()
 
 
 def _to_unit_variance(conv: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
     """Scale a convolution so that what it gave had variance 1; the last call of it counts."""
     conv.weight.data /= output.std().clamp(min=1e-6)
+
+
+def _to_unit_output(
+    conv: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor
+) -> torch.Tensor:
+    """As `_to_unit_variance`, and what follows sees it: a long chain neither fades nor explodes."""
+    std = output.std().clamp(min=1e-6)
+    conv.weight.data /= std
+    return output / std
 
 
 def tiny_model(name: str = "retinanet", spec: Spec | None = None, seed: int = 0) -> Model:

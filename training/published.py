@@ -155,7 +155,9 @@ def read_published(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as tensors ({line[0] if line else 'it is empty'}); expected a "
             "published checkpoint (.pth). Download it again."
         ) from None
-    is_plain = isinstance(found, dict) and all(isinstance(v, Tensor) for v in found.values())
+    is_plain = isinstance(found, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+    )
     if not is_plain:
         raise CheckpointError(
             f"{path} holds {type(found).__name__} with other things than tensors; expected a plain "

@@ -38,7 +38,7 @@ class EndToEnd(nn.Module):
 
         Args:
             image: (B, H, W, 3) uint8 BGR, network size.
-            score_threshold: (B, K) float32. iou_threshold: (B,) float32, where rows suppress others.
+            score_threshold: (B, K) float32. iou_threshold: (B,) float32, where rows suppress.
 
         Returns:
             num_detections (B,) int32, boxes_xyxy (B, M, 4) float32 in pixels of the network

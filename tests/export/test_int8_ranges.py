@@ -72,6 +72,15 @@ def test_tensor_of_zeros_has_range_0(method):
     assert choose_amax(filled(np.zeros(9)), method) == 0
 
 
+def test_values_that_float32_has_no_scale_for_are_zeros():
+    histogram = Histogram()
+    for values in ([1e-38, -2e-36], [3.0, 1e-35]):
+        histogram.add(np.array(values, np.float32))
+    assert (histogram.top, histogram.largest) == (4.0, 3.0)
+    assert histogram.counts[0] == 3
+    assert histogram.counts.sum() == 4
+
+
 def test_empty_tensor_changes_nothing():
     histogram = filled(np.zeros((1, 0, 4)))
     assert histogram.counts.sum() == 0

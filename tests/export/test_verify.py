@@ -25,6 +25,7 @@ from tiny_models import tiny_model, tiny_spec
 
 import export.proof.reference
 import runtime.sessions
+import training.data
 from export.bundling import ExportOptions, write_bundle
 from runtime.contract.bundle import VERIFY_NAME, Bundle
 from training.loop.checkpoint import load_release, save_release
@@ -265,13 +266,12 @@ def test_checkpoint_that_finds_nothing_at_any_score_leaves_nothing_to_prove(
 
 def test_data_is_opened_once(tiny_exported, tiny_checkpoint, discs, one_backend, monkeypatch):
     opened = []
-    open_data = export.proof.reference.open_data
+    open_data = training.data.open_data
 
     def counted(*arguments, **options):
         opened.append(arguments)
         return open_data(*arguments, **options)
 
-    monkeypatch.setattr(export.proof.reference, "open_data", counted)
     monkeypatch.setattr("training.data.open_data", counted)
     assert verify(tiny_exported, tiny_checkpoint, discs).returncode == PASSED
     assert len(opened) == 1

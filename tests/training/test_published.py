@@ -246,9 +246,10 @@ class Stranger:
         (b"<html>quota exceeded</html>", "cannot be read as tensors"),
         (Stranger(), "cannot be read as tensors"),
         ({"epoch": 3}, "other things than tensors"),
+        ({0: torch.zeros(1)}, "other things than tensors"),
         ({"a.weight": torch.zeros(1)}, "expected tensors named as YOLACT"),
     ],
-    ids=["missing", "empty", "page", "object", "numbers", "other-network"],
+    ids=["missing", "empty", "page", "object", "numbers", "numbered", "other-network"],
 )
 def test_file_that_is_no_published_checkpoint_ends_in_one_line(content, says, tmp_path: Path):
     path = tmp_path / "file.pth"

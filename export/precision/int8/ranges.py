@@ -18,6 +18,7 @@ LEVELS = 127
 PERCENTILE = 99.99
 NUM_CANDIDATES = 128
 SMALLEST = 1 / 64  # of the largest magnitude: no method cuts more off
+NOTHING = 1e-30  # magnitudes below it are taken for 0: float32 has no scale for them
 _CHUNK = 1 << 15  # values that stay in the cache while they are counted
 
 
@@ -50,7 +51,7 @@ class Histogram:
                 f"{np.count_nonzero(~np.isfinite(flat))} of {flat.size} values are no finite "
                 "numbers. Train again, or mend the checkpoint."
             )
-        self._widen(largest)
+        self._widen(largest if largest > NOTHING else 0.0)
         scale = np.float32(NUM_BINS / self.top) if self.top else np.float32(0)
         bins, places = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.intp)
         counts = np.zeros(NUM_BINS + 1, np.int64)
