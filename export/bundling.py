@@ -51,6 +51,7 @@ from runtime.contract.manifest import (
 from runtime.contract.matching import Rows
 from runtime.contract.outputs import INPUTS, KEY, NONKEY, SCORE_THRESHOLD, outputs_of
 from runtime.contract.samples import SAMPLES_NAME, Samples, write_samples
+from training.errors import TrainingError
 from training.loop.checkpoint import file_sha256, load_release, shipped_checkpoint
 from training.models import model_variant
 from training.models.base import Model, Spec, TemporalModel
@@ -123,7 +124,7 @@ def write_bundle(options: ExportOptions, report: Callable[[str], None]) -> Manif
             "Leave --variant out, or give another --checkpoint."
         )
     if options.size_hw is not None:
-        model.spec = dataclasses.replace(model.spec, size_hw=options.size_hw)
+        resize_input(model, options.size_hw)
     model.spec = with_fitting_candidates(model)
     report(f"checkpoint {path} ({', '.join(model.spec.classes)})")
     samples = make_samples(model, options.data)  # before tracing: bad data is told at once
@@ -137,6 +138,29 @@ def write_bundle(options: ExportOptions, report: Callable[[str], None]) -> Manif
         count = sum(len(each) for each in samples.values())
         report(f"samples: {count} frames with PyTorch's results")
     return manifest
+
+
+def resize_input(model: Model, size_hw: tuple[int, int]) -> None:
+    """Give a model another network input, after a trial run.
+
+    Raises:
+        BundleError: it cannot take that size.
+    """
+    model.spec = dataclasses.replace(model.spec, size_hw=size_hw)
+    height, width = size_hw
+    try:
+        model.check_size()
+        with torch.no_grad():
+            blank = torch.zeros(1, 3, height, width)
+            model.candidates(model(blank))
+            if isinstance(model, TemporalModel):
+                model.nonkey(blank, model.key(blank)[1])
+    except (RuntimeError, TrainingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BundleError(
+            f"--size {width}x{height} does not fit this network: {reason} "
+            "Sides that are multiples of 64 fit every network that is not too small."
+        ) from None
 
 
 def with_fitting_candidates(model: Model) -> Spec:

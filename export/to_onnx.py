@@ -91,15 +91,14 @@ def export(args: argparse.Namespace) -> tuple[Path, int]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Read "640x384" as (384, 640): height and width, multiples of 32 from 64 to 4096."""
+    """Read "640x384" as (384, 640): height and width, each 64 to 4096."""
     parts = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text.lower())
     if parts:
         width, height = int(parts[1]), int(parts[2])
-        if all(64 <= side <= 4096 and side % 32 == 0 for side in (width, height)):
+        if all(64 <= side <= 4096 for side in (width, height)):
             return height, width
     raise KestrelError(
-        f"--size {text!r} is no size; expected WIDTHxHEIGHT, multiples of 32 from 64 to 4096, "
-        "such as 640x384."
+        f"--size {text!r} is no size; expected WIDTHxHEIGHT from 64 to 4096, such as 640x384."
     )
 
 

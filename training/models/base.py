@@ -243,6 +243,9 @@ class Model(nn.Module):
         """The task's optional outputs that this model gives (`runtime.contract.outputs`)."""
         return ()
 
+    def check_size(self) -> None:
+        """Raise TrainingError where the network cannot take the spec's `size_hw`."""
+
     def prepare(self, images: Tensor) -> Tensor:
         """Raw frames to the network's input.
 

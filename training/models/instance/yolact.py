@@ -163,8 +163,7 @@ class Yolact(Model):
         self.semantic = nn.Conv2d(width, len(spec.classes), 1)
         self.rescoring = None
         if spec.rescore_convs:
-            mask_hw = level_sizes(spec.size_hw, (2 if spec.has_proto_detail else 4,))[0]
-            check_mask_size(mask_hw, len(spec.rescore_convs))
+            self.check_size()
             self.rescoring = MaskRescoring(spec.rescore_convs, len(spec.classes))
         nn.init.normal_(self.coefficients.predict.weight, std=0.01)  # masks begin undecided
         if spec.scores == "sigmoid":
@@ -177,6 +176,12 @@ class Yolact(Model):
             ratios=spec.ratios,
             is_square=spec.has_square_anchors,
         )
+
+    def check_size(self) -> None:
+        if self.spec.rescore_convs:
+            stride = 2 if self.spec.has_proto_detail else 4
+            mask_hw = level_sizes(self.spec.size_hw, (stride,))[0]
+            check_mask_size(mask_hw, len(self.spec.rescore_convs))
 
     @property
     def optional_outputs(self) -> tuple[str, ...]:
