@@ -139,7 +139,7 @@ def test_unknown_variant_is_refused_with_those_there_are(script: str, place: Pat
         ("training.train", "640"),
         ("training.train", "10x99999"),
         ("export.to_onnx", "640*384"),
-        ("export.to_onnx", "100x100"),
+        ("export.to_onnx", "100x63"),
         ("export.to_trt", "0x0"),
     ],
 )
