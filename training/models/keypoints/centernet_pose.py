@@ -7,6 +7,7 @@ inside the box, which is where it is exact.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,8 +28,8 @@ from training.layers.joint_snapping import snap_joints
 from training.layers.light_decoder import STRIDE
 from training.losses.heatmaps import absolute_error, penalty_reduced_focal_loss
 from training.models.base import Candidates, KeypointSpec, Losses, Recipe, Targets, Variant
+from training.models.detection.centernet import VARIANTS as BOX_VARIANTS
 from training.models.detection.centernet import (
-    HOURGLASS,
     CenterNet,
     CenterNetRaw,
     CenterNetSpec,
@@ -174,6 +175,13 @@ class CenterNetPose(CenterNet):
         return super().candidates(raw)._replace(decode_keypoints=decode_keypoints)
 
 
+def _of_boxes(name: str) -> Variant:
+    """A variant that differs from CenterNet's of the same name by its joints alone."""
+    boxes = BOX_VARIANTS[name]
+    values = {f.name: getattr(boxes.spec, f.name) for f in dataclasses.fields(boxes.spec)}
+    return Variant(CenterNetPoseSpec(**values, **PERSON_JOINTS.fields()), boxes.recipe)
+
+
 VARIANTS: dict[str, Variant] = {
     "small": Variant(
         CenterNetPoseSpec(
@@ -189,44 +197,6 @@ VARIANTS: dict[str, Variant] = {
         ),
         Recipe(steps=3000, lr=1.5e-3, ema_decay=0.998, validate_every=1000, validate_images=100),
     ),
-    "r50": Variant(
-        CenterNetPoseSpec(
-            variant="r50",
-            size_hw=(512, 512),
-            backbone="resnet50",
-            upsample="bilinear",
-            **PERSON_JOINTS.fields(),
-        ),
-        Recipe(
-            steps=130_000,
-            batch=32,
-            lr=2.5e-4,
-            weight_decay=1e-4,
-            warm_up=1000,
-            scale=(0.6, 1.4),
-            validate_every=5000,
-            validate_images=5000,
-            is_backbone_pretrained=True,
-        ),
-    ),
-    "hourglass": Variant(
-        CenterNetPoseSpec(
-            variant="hourglass",
-            size_hw=(512, 512),
-            backbone=HOURGLASS,
-            backbone_args=(("channels", 256), ("num_stacks", 2), ("depth", 5)),
-            head_channels=256,
-            **PERSON_JOINTS.fields(),
-        ),
-        Recipe(
-            steps=240_000,
-            batch=24,
-            lr=2.5e-4,
-            weight_decay=1e-4,
-            warm_up=1000,
-            scale=(0.6, 1.4),
-            validate_every=10_000,
-            validate_images=5000,
-        ),
-    ),
+    "r50": _of_boxes("r50"),
+    "hourglass": _of_boxes("hourglass"),
 }
