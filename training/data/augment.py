@@ -35,6 +35,9 @@ class Augment:
         keep_area: a cut object stays if its centre does, or this share of its box.
         min_side_px: an object goes if its visible box is thinner than this.
         flip_pairs: joints that change names in a mirror.
+        view_hw: size of a part of the picture that is made in its place, at the whole one's zoom;
+            None makes the whole. Not together with mosaics.
+        focus: chance that a view lies about one of the objects, drawn at random.
     """
 
     flip: float = 0.5
@@ -51,10 +54,12 @@ class Augment:
     keep_area: float = 0.3
     min_side_px: float = 1.0
     flip_pairs: tuple[tuple[int, int], ...] = ()
+    view_hw: tuple[int, int] | None = None
+    focus: float = 0.0
 
     def __post_init__(self) -> None:
         shares = ("flip", "vertical_flip", "shift", "brightness", "contrast", "blur", "noise")
-        for name in (*shares, "mosaic", "keep_area"):
+        for name in (*shares, "mosaic", "keep_area", "focus"):
             _expect(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number 0..1")
         _expect(all(0 <= gain <= 1 for gain in self.hsv), "hsv", self.hsv, "three gains 0..1")
         _expect(len(self.hsv) == 3, "hsv", self.hsv, "three gains 0..1")
@@ -62,6 +67,8 @@ class Augment:
         for name in ("scale", "mosaic_scale"):
             low, high = getattr(self, name)
             _expect(0 < low <= high, name, (low, high), "a range 0 < low <= high")
+        is_whole = self.view_hw is None or not self.mosaic
+        _expect(is_whole, "view_hw", self.view_hw, "None where there are mosaics")
 
     @classmethod
     def none(cls) -> Augment:
@@ -97,7 +104,7 @@ def augmented(
         rng: decides all of it; the same state gives the same result.
 
     Returns:
-        A new sample of that size.
+        A new sample of that size, or of ``augment.view_hw``.
     """
     keep = Keep(augment.keep_area, augment.min_side_px)
     if rng.random() < augment.mosaic:
@@ -113,21 +120,57 @@ def augmented(
             flip_pairs=augment.flip_pairs,
         )
     else:
-        matrix = draw_affine(sample.image_hw, size_hw, augment, rng)
-        result = warp(sample, matrix, size_hw, keep=keep, flip_pairs=augment.flip_pairs)
+        matrix = draw_affine(sample.image_hw, size_hw, augment, rng, sample.boxes_xyxy)
+        view_hw = augment.view_hw or size_hw
+        result = warp(sample, matrix, view_hw, keep=keep, flip_pairs=augment.flip_pairs)
     result.image = recoloured(result.image, augment, rng)
     return result
 
 
 def draw_affine(
-    image_hw: tuple[int, int], size_hw: tuple[int, int], augment: Augment, rng: np.random.Generator
+    image_hw: tuple[int, int],
+    size_hw: tuple[int, int],
+    augment: Augment,
+    rng: np.random.Generator,
+    boxes_xyxy: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The map (2, 3) of an image into the network input, zoomed, placed and mirrored by chance."""
+    """The map (2, 3) of an image into the network input, zoomed, placed and mirrored by chance.
+
+    Args:
+        image_hw, size_hw: (height, width) of the image and of the network input, pixels.
+        augment: what may happen; with `view_hw` the map is into that part of the input.
+        rng: decides all of it.
+        boxes_xyxy: (N, 4) of the objects that a view may lie about, pixels of the image.
+    """
     chances = rng.random(2)
     flips = bool(chances[0] < augment.flip), bool(chances[1] < augment.vertical_flip)
     zoom = min(size_hw[1] / image_hw[1], size_hw[0] / image_hw[0]) * rng.uniform(*augment.scale)
-    window = (0, 0, size_hw[1], size_hw[0])
-    return jitter_affine(image_hw, window, zoom, rng, shift=augment.shift, flips=flips)
+    view_hw = augment.view_hw or size_hw
+    window = (0, 0, view_hw[1], view_hw[0])
+    matrix = jitter_affine(image_hw, window, zoom, rng, shift=augment.shift, flips=flips)
+    is_focused = augment.focus > 0 and boxes_xyxy is not None and rng.random() < augment.focus
+    if is_focused and boxes_xyxy is not None and len(boxes_xyxy):
+        box = boxes_xyxy[rng.integers(len(boxes_xyxy))].astype(np.float64)
+        _place_within(matrix, (box[:2] + box[2:]) / 2, image_hw, view_hw, rng)
+    return matrix
+
+
+def _place_within(
+    matrix: np.ndarray,
+    point_xy: np.ndarray,
+    image_hw: tuple[int, int],
+    view_hw: tuple[int, int],
+    rng: np.random.Generator,
+) -> None:
+    """Shift a map so that a point of the image lies anywhere in the view, which the image fills."""
+    for axis in range(2):
+        factor, size = matrix[axis, axis], view_hw[1 - axis]
+        length = abs(factor) * image_hw[1 - axis]
+        if length <= size:  # all of it is in the view anyway
+            continue
+        least = min(factor, 0) * image_hw[1 - axis]  # where the image begins, from its origin
+        start = rng.uniform(0, size) - factor * point_xy[axis]
+        matrix[axis, 2] = np.clip(start, size - length - least, -least)
 
 
 def recoloured(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:

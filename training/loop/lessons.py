@@ -122,4 +122,6 @@ def augment_of(recipe: Recipe) -> Augment:
         scale=recipe.scale,
         hsv=recipe.hsv,
         mosaic=recipe.mosaic,
+        view_hw=recipe.view_hw,
+        focus=recipe.focus,
     )

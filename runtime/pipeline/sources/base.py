@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
 from types import TracebackType
 from typing import TypeAlias
 
@@ -15,6 +18,23 @@ from numpy.typing import NDArray
 Image: TypeAlias = NDArray[np.uint8]
 
 POOL_SIZE = 16  # frames that wait for reuse; more than the pipeline ever holds
+
+_log = logging.getLogger(__name__)
+
+
+class SourceState(str, Enum):
+    """What a source is doing; see `Source.set_state`."""
+
+    OPENING = "opening"
+    RUNNING = "running"
+    STALLED = "stalled"  # open, but no picture came for longer than its time allows
+    RECONNECTING = "reconnecting"
+    ENDED = "ended"
+    FAILED = "failed"  # lost for good
+
+
+class NoFrameYet(TimeoutError):  # noqa: N818 - not an error: call again
+    """A live source has no new picture yet; its reader looks at the stop signal and calls again."""
 
 
 @dataclass(slots=True)
@@ -29,6 +49,7 @@ class Frame:
             frame began; a frame's age counts from here.
         capture_ms: reading and decoding, without the wait for a camera's next picture.
         source: the source's name.
+        wall_time_s: Unix time of `captured_at`, seconds.
     """
 
     image_bgr: Image
@@ -37,6 +58,7 @@ class Frame:
     captured_at: float
     capture_ms: float
     source: str
+    wall_time_s: float = field(default_factory=time.time)
 
 
 class Source(ABC):
@@ -50,6 +72,9 @@ class Source(ABC):
         num_promised: frames that the header promises; None where there is no end or no promise.
         num_decoded: frames delivered by `read` so far.
         num_corrupt: frames that could not be decoded, so far.
+        num_reconnects: times that it was lost and came back, so far.
+        state: what it is doing.
+        on_state: called with the source, its new state and the reason, on the reader's thread.
     """
 
     def __init__(self, name: str, *, fps: float, is_live: bool) -> None:
@@ -60,6 +85,9 @@ class Source(ABC):
         self.num_promised: int | None = None
         self.num_decoded = 0
         self.num_corrupt = 0
+        self.num_reconnects = 0
+        self.state = SourceState.OPENING
+        self.on_state: Callable[[Source, SourceState, str], None] | None = None
         self._pool: deque[Image] = deque(maxlen=POOL_SIZE)
 
     @abstractmethod
@@ -67,12 +95,22 @@ class Source(ABC):
         """The next frame, or None at the end. For one thread.
 
         Raises:
-            SourceError: the camera went away.
+            NoFrameYet: nothing came for a while (1 s at most); call again.
+            SourceError: the camera went away for good.
         """
 
     @abstractmethod
     def close(self) -> None:
         """Let go of the device or file; twice is harmless."""
+
+    def set_state(self, state: SourceState, reason: str = "") -> None:
+        """Note a change: one line in the log, and `on_state`. The same state again is no change."""
+        if state is self.state:
+            return
+        self.state = state
+        _log.info("%s: %s%s", self.name, state.value, f" ({reason})" if reason else "")
+        if self.on_state is not None:
+            self.on_state(self, state, reason)
 
     def recycle(self, frame: Frame) -> None:
         """Give a frame's memory back for a later `read`; the frame is not to be used after it.

@@ -195,7 +195,17 @@ VARIANTS: dict[str, Variant] = {
             num_joint_peaks=50,
             **PERSON_JOINTS.fields(),
         ),
-        Recipe(steps=3000, lr=1.5e-3, ema_decay=0.998, validate_every=1000, validate_images=100),
+        Recipe(
+            steps=5000,
+            batch=16,
+            lr=2e-3,
+            scale=(0.8, 1.5),
+            view_hw=(192, 256),  # of a whole frame most is empty street
+            focus=0.9,
+            ema_decay=0.998,
+            validate_every=1000,
+            validate_images=100,
+        ),
     ),
     "r50": _of_boxes("r50"),
     "hourglass": _of_boxes("hourglass"),

@@ -352,11 +352,13 @@ VARIANTS: dict[str, Variant] = {
             has_clipped_boxes=True,
         ),
         Recipe(
-            steps=6000,
-            batch=8,
-            lr=1e-3,
+            steps=4500,
+            batch=16,
+            lr=1.5e-3,
             warm_up=100,
             scale=(0.9, 1.4),
+            view_hw=(192, 288),  # faces are few and small: most of a whole frame has none
+            focus=0.8,
             validate_every=1000,
             validate_images=60,
         ),
