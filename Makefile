@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO := out/demo
 BUNDLE := $(DEMO)/retinanet
 EXPORTED := $(DEMO)/.exported
-EXTRAS := runtime,cpu,rtx,video,train,export,benchmarks,dev
+EXTRAS := runtime,cpu,rtx,video,track,webhook,mqtt,train,export,benchmarks,dev
 EXPORT_SOURCES := $(shell find export training runtime/contract runtime/engines -name '*.py') \
 	$(wildcard weights/*.safetensors)
 
@@ -43,6 +43,7 @@ lint: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python benchmarks/live.py soak --frames 200000
 
 clean:
 	rm -rf out runs/.cache .pytest_cache .mypy_cache .ruff_cache

@@ -19,12 +19,13 @@ PALETTE_BGR = (
     (71, 99, 255), (50, 205, 154), (235, 206, 0), (147, 20, 255), (30, 225, 225),
     (225, 105, 65), (122, 160, 255), (0, 165, 110), (211, 85, 186), (208, 224, 64),
 )  # fmt: skip
+UNTRACKED_BGR = (150, 150, 150)
 _DARK, _LIGHT = (20, 20, 20), (255, 255, 255)
 _LUMA_BGR = (0.114, 0.587, 0.299)
 _BRIGHT_LUMA = 140.0
 _MARGIN = 3
 _LABELS_KEPT = 2048
-_MASK_OPACITY = 0.45  # of the class colour over the frame
+_MASK_OPACITY = 0.45  # of the object's colour over the frame
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
@@ -32,31 +33,66 @@ def class_colour(index: int) -> tuple[int, int, int]:
     return PALETTE_BGR[index % len(PALETTE_BGR)]
 
 
+def track_colour(track_id: int) -> tuple[int, int, int]:
+    """The colour of a track, BGR, the same in every frame; grey of what belongs to none."""
+    return UNTRACKED_BGR if track_id < 0 else PALETTE_BGR[track_id % len(PALETTE_BGR)]
+
+
 def draw_detections(frame_bgr: Frame, detections: Detections, *, labels: bool = True) -> Frame:
     """Draw boxes and their labels into a frame, in place, and below them the masks there are.
 
+    Where there are tracks, colours are theirs; otherwise those of the classes. Lines and zones
+    that are counted are drawn with their figures.
+
     Args:
         frame_bgr: (h, w, 3) uint8, contiguous.
-        detections: boxes in pixels of this frame, with or without masks.
-        labels: write "name 0.87" at each box.
+        detections: boxes in pixels of this frame, with or without masks and tracks.
+        labels: write "name 0.87" at each box, "#4 name 0.87" of a track.
 
     Returns:
         The same frame.
     """
     import cv2
 
+    colours = _colours_of(detections)
     if detections.masks is not None:
-        _tint_masks(frame_bgr, detections.masks, detections.classes.tolist())
+        _tint_masks(frame_bgr, detections.masks, colours)
     thickness, font_scale = sizes_of(frame_bgr)
     corners = np.rint(detections.boxes_xyxy).astype(np.int32).tolist()
-    rows = zip(corners, detections.scores.tolist(), detections.classes.tolist(), strict=True)
-    for (x1, y1, x2, y2), score, index in reversed(list(rows)):  # the surest lies on top
-        colour = class_colour(index)
+    rows = zip(corners, _texts_of(detections), colours, strict=True)
+    for (x1, y1, x2, y2), text, colour in reversed(list(rows)):  # the surest lies on top
         cv2.rectangle(frame_bgr, (x1, y1), (x2 - 1, y2 - 1), colour, thickness)
         if labels:
-            text = f"{detections.names[index]} {score:.2f}"
             _paste_label(frame_bgr, _render(text, colour, font_scale), x1, y1, thickness)
+    if detections.counts is not None:
+        from runtime.tracking.drawing import draw_counts
+
+        draw_counts(frame_bgr, detections.counts)
     return frame_bgr
+
+
+def paste_text(
+    frame_bgr: Frame, text: str, centre_xy: tuple[float, float], colour: tuple[int, int, int]
+) -> None:
+    """Write a text on its colour around a place, moved so that it is seen; in place."""
+    label = _render(text, colour, sizes_of(frame_bgr)[1])
+    height, width = label.shape[:2]
+    _paste(frame_bgr, label, round(centre_xy[0] - width / 2), round(centre_xy[1] - height / 2))
+
+
+def _colours_of(detections: Detections) -> list[tuple[int, int, int]]:
+    if detections.track_ids is None:
+        return [class_colour(index) for index in detections.classes.tolist()]
+    return [track_colour(track_id) for track_id in detections.track_ids.tolist()]
+
+
+def _texts_of(detections: Detections) -> list[str]:
+    rows = zip(detections.classes.tolist(), detections.scores.tolist(), strict=True)
+    texts = [f"{detections.names[index]} {score:.2f}" for index, score in rows]
+    if detections.track_ids is None:
+        return texts
+    numbers = detections.track_ids.tolist()
+    return [t if n < 0 else f"#{n} {t}" for n, t in zip(numbers, texts, strict=True)]
 
 
 def draw_caption(frame_bgr: Frame, lines: Sequence[str]) -> Frame:
@@ -70,8 +106,8 @@ def draw_caption(frame_bgr: Frame, lines: Sequence[str]) -> Frame:
     return frame_bgr
 
 
-def _tint_masks(frame_bgr: Frame, masks: Masks, classes: Sequence[int]) -> None:
-    """Mix the colours of their classes into the objects, each within its box only."""
+def _tint_masks(frame_bgr: Frame, masks: Masks, colours: Sequence[tuple[int, int, int]]) -> None:
+    """Mix their colours into the objects, each within its box only."""
     import cv2
 
     scratch = np.empty(
@@ -85,7 +121,7 @@ def _tint_masks(frame_bgr: Frame, masks: Masks, classes: Sequence[int]) -> None:
         faded = scratch[: part.size].reshape(part.shape)
         cv2.convertScaleAbs(part, dst=faded, alpha=1 - _MASK_OPACITY)
         # Whole numbers: with others OpenCV adds in float32, ten times slower.
-        ink = np.rint(np.multiply((*class_colour(classes[index]), 0), _MASK_OPACITY))
+        ink = np.rint(np.multiply((*colours[index], 0), _MASK_OPACITY))
         mixed = cv2.add(faded, ink, dst=part, mask=inside.view(np.uint8))
         if mixed is not part:
             np.copyto(part, mixed, where=inside[:, :, None])

@@ -46,6 +46,7 @@ class Poses(Detections):
             scores=self.scores[index],
             classes=self.classes[index],
             keypoints_xyc=self.keypoints_xyc[index],
+            track_ids=None if self.track_ids is None else self.track_ids[index],
         )
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -28,8 +27,11 @@ from runtime.keyframes import (
 from runtime.preprocess import Frame
 from runtime.results import Detections
 from runtime.sessions import open_session
-from runtime.sessions.base import Results, Session, Stream, Ticket
+from runtime.sessions.base import Results, Session, Stream
 from runtime.tasks import IouThreshold, ScoreThreshold, load_task
+from runtime.tickets import BatchTicket, FrameTicket, Timings
+
+__all__ = ["FrameTicket", "Predictor", "Timings", "load"]
 
 
 def load(
@@ -79,23 +81,6 @@ def load(
     return Predictor(session, bundle.manifest, keyframes=keyframes)
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Where the time of one frame or batch went, in milliseconds.
-
-    Attributes:
-        preprocess_ms: frames to the network's input.
-        engine_ms: from submission until the results are read; with overlap, other work included.
-        finish_ms: outputs to results in source pixels.
-        graph: that ran: "model", or "key" or "nonkey" of a temporal model.
-    """
-
-    preprocess_ms: float
-    engine_ms: float
-    finish_ms: float
-    graph: str = "model"
-
-
 class Predictor:
     """Runs frames through a session.
 
@@ -137,6 +122,14 @@ class Predictor:
     def precision(self) -> str:
         """The bundle's precision that runs."""
         return self._session.precision
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """How many frames of different cameras `submit_together` may take; rising, from 1.
+
+        A temporal model's frame reads what its own camera left: (1,).
+        """
+        return (1,) if self.manifest.state else tuple(sorted({1, *self._feeder.batches}))
 
     @property
     def keyframes(self) -> KeyframeSummary | None:
@@ -182,6 +175,27 @@ class Predictor:
         """Start on one frame and return; as `__call__`. The frame may be reused at once."""
         taken = (perf_counter() if time_s is None else time_s, num_dropped)
         return FrameTicket(self._submit([frame_bgr], score_threshold, iou_threshold, taken))
+
+    def submit_together(
+        self,
+        frames_bgr: Sequence[Frame],
+        score_threshold: ScoreThreshold = None,
+        iou_threshold: IouThreshold = None,
+    ) -> list[FrameTicket]:
+        """Start on frames of different cameras in one engine call and return.
+
+        Of a temporal model all are key frames, as of `batch`.
+
+        Args:
+            frames_bgr: 1 or more, at most the largest of `batches`; may be reused at once.
+            score_threshold, iou_threshold: as of `batch`.
+
+        Returns:
+            A ticket for each frame, in order.
+        """
+        assert 1 <= len(frames_bgr) <= self._feeder.batches[-1]
+        ticket = self._submit(frames_bgr, score_threshold, iou_threshold)
+        return [FrameTicket(ticket, row) for row in range(len(frames_bgr))]
 
     def batch(
         self,
@@ -259,7 +273,7 @@ class Predictor:
         iou_threshold: IouThreshold,
         taken: tuple[float, int] | None = None,
         choice: Choice | None = None,
-    ) -> _BatchTicket:
+    ) -> BatchTicket:
         """Start on some frames.
 
         Args:
@@ -280,7 +294,7 @@ class Predictor:
             self.restart("error")
             self._feeder.take_back(prepared)
             raise
-        return _BatchTicket(self, ticket, prepared, (start, done), choice)
+        return BatchTicket(self, ticket, prepared, (start, done), choice)
 
     def _choose(
         self, scheduler: KeyframeScheduler, prepared: Prepared, taken: tuple[float, int] | None
@@ -294,76 +308,34 @@ class Predictor:
         thumbnail = thumbnail_of(prepared.first_picture)
         return scheduler.choose(Sight(time_s, source_hw, thumbnail, num_dropped))
 
+    def finish(
+        self,
+        prepared: Prepared,
+        outputs: Results,
+        choice: Choice | None,
+        compute_ms: float | None,
+    ) -> list[Detections]:
+        """What the engine gave, as results; for the tickets alone.
+
+        Args:
+            prepared: what the engine has read.
+            outputs: of the graph.
+            choice: of the graph, or None where there is but one.
+            compute_ms: as of `Ticket`.
+        """
+        self._feeder.take_back(prepared)
+        results = self._task.finish(outputs, prepared.letterboxes, self.manifest)
+        if choice is None:
+            return results
+        self._learn(choice, outputs, compute_ms)
+        return [dataclasses.replace(result, is_key=choice.is_key) for result in results]
+
     def _learn(self, choice: Choice, outputs: Results, compute_ms: float | None) -> None:
         """Tell the scheduler what a camera's frame told."""
         if self._scheduler is not None and choice.key_number >= 0:
             change = outputs.get(CHANGE.name)
             change_px = None if change is None else float(change.flat[0])
             self._scheduler.learn(choice, change_px=change_px, compute_ms=compute_ms)
-
-
-class FrameTicket:
-    """A frame under way."""
-
-    def __init__(self, ticket: _BatchTicket) -> None:
-        self._ticket = ticket
-
-    def result(self) -> Detections:
-        """Wait for the frame's result; again gives the same."""
-        return self._ticket.results()[0]
-
-    @property
-    def timings(self) -> Timings | None:
-        """Where the time went; None until `result` was called."""
-        return self._ticket.timings
-
-
-class _BatchTicket:
-    """A batch under way; its memory goes back when the engine has read it."""
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        ticket: Ticket,
-        prepared: Prepared,
-        marks: tuple[float, float],
-        choice: Choice | None,
-    ) -> None:
-        self.timings: Timings | None = None
-        self._predictor = predictor
-        self._ticket = ticket
-        self._prepared: Prepared | None = prepared
-        self._marks = marks
-        self._choice = choice
-        self._results: list[Detections] = []
-
-    def results(self) -> list[Detections]:
-        if self._prepared is None:
-            return self._results
-        predictor, choice, (start, submitted) = self._predictor, self._choice, self._marks
-        try:
-            outputs = self._ticket.result()
-        except SessionError:
-            predictor.restart("error")
-            raise
-        answered = perf_counter()
-        prepared, self._prepared = self._prepared, None
-        predictor._feeder.take_back(prepared)
-        self._results = predictor._task.finish(outputs, prepared.letterboxes, predictor.manifest)
-        if choice is not None:
-            predictor._learn(choice, outputs, self._ticket.compute_ms)
-            self._results = [
-                dataclasses.replace(result, is_key=choice.is_key) for result in self._results
-            ]
-        end = perf_counter()
-        self.timings = Timings(
-            (submitted - start) * 1e3,
-            (answered - submitted) * 1e3,
-            (end - answered) * 1e3,
-            "model" if choice is None else choice.graph,
-        )
-        predictor.timings = self.timings
-        return self._results
 
 
 def _keyframe_options(bundle: Bundle, asked: Mapping[str, Any]) -> KeyframeOptions:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.masks import Masks
+from runtime.tracking.counts import Counts
 
 
 class Detection(NamedTuple):
@@ -41,6 +42,9 @@ class Detections:
         mask_scores: (N,) float32, 0..1, how good each mask is, of models that tell it: the score
             times the overlap that is expected of the mask.
         is_key: of a temporal model, whether the frame was computed in full; None of any other.
+        track_ids: (N,) int64, which object over the frames, -1 where none; None where nothing
+            tracks.
+        counts: what crossed lines and is in zones, so far; None where nothing counts.
     """
 
     boxes_xyxy: NDArray[np.float32]
@@ -50,6 +54,8 @@ class Detections:
     masks: Masks | None = None
     mask_scores: NDArray[np.float32] | None = None
     is_key: bool | None = None
+    track_ids: NDArray[np.int64] | None = None
+    counts: Counts | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -68,6 +74,8 @@ class Detections:
             None if self.masks is None else self.masks[index],
             None if self.mask_scores is None else self.mask_scores[index],
             self.is_key,
+            None if self.track_ids is None else self.track_ids[index],
+            self.counts,
         )
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -80,7 +88,8 @@ class Detections:
         Returns:
             [{"image_id", "category_id", "bbox": [x, y, width, height], "score"}], and where there
             are masks "segmentation": {"size": [H, W], "counts": compressed run lengths}; of models
-            that score masks apart "mask_score", by which masks are to be ranked.
+            that score masks apart "mask_score", by which masks are to be ranked; of tracked ones
+            "track_id".
         """
         entries: list[dict[str, Any]] = []
         for box, score, index, _ in self:
@@ -93,13 +102,14 @@ class Detections:
                     "score": round(score, 6),
                 }
             )
-        return self._with_masks(entries)
+        return self._with_more(entries)
 
     def to_json(self) -> dict[str, Any]:
         """{"detections": [{"box_xyxy", "score", "class", "name"}]}, plain Python values.
 
         Where there are masks, with "segmentation" and perhaps "mask_score" as of `to_coco`; of a
-        temporal model with "is_key" beside the detections.
+        temporal model with "is_key" beside the detections. Tracked ones have "track_id", null where
+        there is none; where something counts, "lines" and "zones" stand beside them, see `Counts`.
         """
         entries: list[dict[str, Any]] = [
             {
@@ -111,13 +121,17 @@ class Detections:
             for box, score, index, name in self
         ]
         told = {} if self.is_key is None else {"is_key": self.is_key}
-        return {**told, "detections": self._with_masks(entries)}
+        counted = {} if self.counts is None else self.counts.to_json()
+        return {**told, "detections": self._with_more(entries), **counted}
 
-    def _with_masks(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _with_more(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if self.masks is not None:
             for row, entry in enumerate(entries):
                 entry["segmentation"] = self.masks.rle(row)
         if self.mask_scores is not None:
             for entry, score in zip(entries, self.mask_scores, strict=True):
                 entry["mask_score"] = round(float(score), 6)
+        if self.track_ids is not None:
+            for entry, track_id in zip(entries, self.track_ids.tolist(), strict=True):
+                entry["track_id"] = None if track_id < 0 else track_id
         return entries

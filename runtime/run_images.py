@@ -26,11 +26,10 @@ from typing import Any
 if not __package__:  # run by path: import from the repository root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-
 import runtime
 from runtime.contract.errors import EXIT_DONE, SinkError, SourceError, run_script
 from runtime.contract.files import replacing, write_json
+from runtime.pipeline.sources import image_decoding as decoding
 from runtime.predictor import FrameTicket, Predictor
 from runtime.preprocess import Frame
 from runtime.results import Detections
@@ -132,23 +131,8 @@ def find_images(pattern: str) -> list[ImageFile]:
 
 
 def read_image(file: ImageFile) -> Frame:
-    """Decode one image as (h, w, 3) BGR; SourceError where it is none."""
-    import cv2
-
-    try:
-        data = np.fromfile(file.path, np.uint8)  # not imread: it fails on names beyond ASCII
-    except OSError as error:
-        raise SourceError(f"{file.path} cannot be read: {error.strerror}.") from None
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise SourceError(
-            f"{file.path} is no image that OpenCV can read, or is damaged; "
-            "expected JPEG, PNG or the like."
-        )
-    return np.asarray(image, np.uint8)
+    """Decode one image as (h, w, 3) BGR, in its full size; SourceError where it is none."""
+    return decoding.read_image(file.path, largest_pixels=decoding.LARGEST_FILE_PIXELS)
 
 
 def read_image_ids(path: Path) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from runtime.predictor import Timings
 from runtime.preprocess import Frame
+from runtime.restarting import restart
 from runtime.smoothing import Predicts
 from runtime.tasks import IouThreshold, ScoreThreshold
 
@@ -57,6 +58,11 @@ class Several:
         first = self.first.submit(frame_bgr, score_threshold, iou_threshold, **about)
         others = {name: each.submit(frame_bgr, **about) for name, each in self.others.items()}
         return SeveralTicket(first, others)
+
+    def restart(self, reason: str = "asked") -> None:
+        """All begin anew with the next frame, as after a reconnect."""
+        for each in (self.first, *self.others.values()):
+            restart(each, reason)
 
     def draw(self, frame_bgr: Frame, result: Findings) -> Frame:
         """Draw all results into the frame, in place; the first one's lie on top."""

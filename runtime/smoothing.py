@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from runtime.contract.matching import pairwise_iou
 from runtime.poses import Poses
 from runtime.preprocess import Frame
+from runtime.restarting import restart
 from runtime.tasks import IouThreshold, ScoreThreshold
 
 Floats = NDArray[np.float64]
@@ -58,7 +59,7 @@ class _Last:
     """What the frame before left, N objects.
 
     Attributes:
-        time_s: of the frame. boxes_xyxy: (N, 4). classes: (N,).
+        time_s: of the frame. boxes_xyxy: (N, 4). classes: (N,). track_ids: (N,), -1 where none.
         points: (N, J, 2), smoothed. speeds: (N, J, 2), smoothed, pixels a second.
         is_known: (N, J) bool, joints that were sure enough.
     """
@@ -66,13 +67,16 @@ class _Last:
     time_s: float
     boxes_xyxy: NDArray[np.float32]
     classes: NDArray[np.int32]
+    track_ids: NDArray[np.int64]
     points: Floats
     speeds: Floats
     is_known: NDArray[np.bool_]
 
 
 class PoseSmoother:
-    """Smooths the joints of one camera's frames; objects are told by the overlap of their boxes.
+    """Smooths the joints of one camera's frames.
+
+    Objects are told by their tracks; those without, by the overlap of their boxes.
 
     Boxes, scores and confidences stay as they are. For one thread.
     """
@@ -112,7 +116,8 @@ class PoseSmoother:
             smooth = before + _share(cutoff, step_s)[:, :, None] * moved
             points[ours] = np.where(goes_on, smooth, points[ours])
             speeds[ours] = np.where(goes_on, pace, 0.0)
-        self._last = _Last(time_s, poses.boxes_xyxy, poses.classes, points, speeds, is_known)
+        told = _track_ids(poses)
+        self._last = _Last(time_s, poses.boxes_xyxy, poses.classes, told, points, speeds, is_known)
         keypoints = poses.keypoints_xyc.copy()
         keypoints[..., :2] = points
         return dataclasses.replace(poses, keypoints_xyc=keypoints)
@@ -124,11 +129,17 @@ def _share(cutoff_hz: Floats | float, step_s: float) -> Floats:
 
 
 def _match(poses: Poses, last: _Last, least: float) -> tuple[list[int], list[int]]:
-    """Places of objects now and in the frame before, by falling overlap, each once."""
+    """Places of objects now and in the frame before: by track, then by falling overlap, each once.
+
+    Objects of two tracks are two, however they overlap.
+    """
+    now, before = _track_ids(poses)[:, None], last.track_ids[None]
+    is_tracked = (now >= 0) & (before >= 0)
+    same_a, same_b = np.nonzero(is_tracked & (now == before))
+    ours: list[int] = same_a.tolist()
+    theirs: list[int] = same_b.tolist()
     overlap = pairwise_iou(poses.boxes_xyxy, last.boxes_xyxy)
-    overlap[poses.classes[:, None] != last.classes[None]] = -1.0
-    ours: list[int] = []
-    theirs: list[int] = []
+    overlap[(poses.classes[:, None] != last.classes[None]) | is_tracked] = -1.0
     for flat in np.argsort(-overlap, axis=None, kind="stable"):
         a, b = divmod(int(flat), max(1, overlap.shape[1]))
         if overlap[a, b] < max(least, 1e-9):
@@ -137,6 +148,10 @@ def _match(poses: Poses, last: _Last, least: float) -> tuple[list[int], list[int
             ours.append(a)
             theirs.append(b)
     return ours, theirs
+
+
+def _track_ids(poses: Poses) -> NDArray[np.int64]:
+    return np.full(len(poses), -1, np.int64) if poses.track_ids is None else poses.track_ids
 
 
 class Predicts(Protocol):
@@ -168,6 +183,8 @@ class SmoothedPredictor:
     def __init__(self, predictor: Predicts, options: SmoothingOptions | None = None) -> None:
         self.predictor = predictor
         self.smoother = PoseSmoother(options)
+        self._begins_anew = False
+        self._size_hw: tuple[int, ...] | None = None
 
     def submit(
         self,
@@ -183,7 +200,15 @@ class SmoothedPredictor:
         ticket = self.predictor.submit(
             frame_bgr, score_threshold, iou_threshold, time_s=taken_s, num_dropped=num_dropped
         )
-        return SmoothedTicket(self.smoother, ticket, taken_s)
+        size_hw = frame_bgr.shape[:2]
+        begins_anew = self._begins_anew or self._size_hw not in (None, size_hw)
+        self._begins_anew, self._size_hw = False, size_hw
+        return SmoothedTicket(self.smoother, ticket, taken_s, begins_anew)
+
+    def restart(self, reason: str = "asked") -> None:
+        """Begin anew with the next frame that is submitted, as after a reconnect."""
+        self._begins_anew = True
+        restart(self.predictor, reason)
 
     def draw(self, frame_bgr: Frame, result: Any) -> Frame:
         """Draw a result into its frame, in place."""
@@ -197,6 +222,7 @@ class SmoothedTicket:
     smoother: PoseSmoother
     ticket: Any
     time_s: float
+    begins_anew: bool = False
     found: Poses | None = None
 
     def result(self) -> Poses:
@@ -212,6 +238,8 @@ class SmoothedTicket:
                     "smoothing is for joints; this bundle gives none. Leave it out, or give a "
                     "bundle of task keypoints or pose_crop."
                 )
+            if self.begins_anew:
+                self.smoother.restart()
             self.found = self.smoother(poses, self.time_s)
         return self.found
 

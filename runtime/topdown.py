@@ -21,6 +21,7 @@ from runtime.crops import Crop
 from runtime.poses import Poses
 from runtime.predictor import FrameTicket, Predictor, Timings, load
 from runtime.preprocess import Frame, frame_hw
+from runtime.restarting import restart
 from runtime.results import Detections
 from runtime.tasks import IouThreshold, ScoreThreshold
 
@@ -163,6 +164,8 @@ class TopDown:
             scores[order].astype(np.float32),
             people.classes[order],
             people.names,
+            track_ids=None if people.track_ids is None else people.track_ids[order],
+            counts=people.counts,
             keypoints_xyc=keypoints[order],
             joints=self._joints,
         )
@@ -170,6 +173,10 @@ class TopDown:
     def draw(self, frame_bgr: Frame, result: Detections) -> Frame:
         """Draw a result into its frame, in place."""
         return self.pose.draw(frame_bgr, result)
+
+    def restart(self, reason: str = "asked") -> None:
+        """Begin anew with the next frame, as after a reconnect."""
+        restart(self.detector, reason)
 
     def warm_up(self) -> None:
         """Run both bundles once in every batch size."""

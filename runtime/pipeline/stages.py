@@ -1,32 +1,40 @@
-"""Capture, inference and writing of one stream, overlapped on threads or one after the other.
+"""Capture, inference and writing of one or several streams, overlapped or one after the other.
 
-    source -> capture thread -> ring -> inference (the caller's thread) -> ring -> writing thread
+    source -> reader thread -> lane --,
+    source -> reader thread -> lane ----> inference (the caller's) -> ring -> writing thread
+    source -> reader thread -> lane --'
 
-A file's rings wait when full, so no frame is lost; a camera's keeps the newest frame and counts
-what it drops. Whatever ends a run - the last frame, a signal, an error on any thread - closes the
-rings, and what is under way is finished and written.
+A file's lane and the ring wait when full, so no frame is lost; a live source's lane keeps the
+newest frame. What is dropped is counted by reason. Whatever ends a run - the last frame, a signal,
+an error on any thread - closes lanes and ring, and what is under way is finished and written.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
 from runtime.contract.errors import one_line
+from runtime.pipeline.accounting import RunSummary
+from runtime.pipeline.lanes import AGES_KEPT, Lane, Lanes, Turn
+from runtime.pipeline.pacing import EnginePace
 from runtime.pipeline.ring import Ring, RingClosedError
 from runtime.pipeline.sinks.base import FrameResult, Sink
 from runtime.pipeline.sources.base import Frame, Image, Source
 from runtime.pipeline.stopping import StopSignal
 from runtime.pipeline.timing import RateMeter, StageTimes
+from runtime.restarting import restart
 
-FILE_RING = 3  # decoded frames that wait for the engine
+__all__ = ["Batches", "Infers", "Pipeline", "RunSummary"]
+
 RESULT_RING = 3  # results that wait to be written
-IN_FLIGHT = 2  # frames in the engine: the next is prepared while one is computed
+IN_FLIGHT = 2  # engine calls under way: the next is prepared while one is computed
 POLL_S = 0.1  # how often a wait for a frame looks for the stop signal
 LONGEST_JOIN_S = 3.0  # a camera's driver may hang in a read; the process then ends without it
 
@@ -58,186 +66,226 @@ class Infers(Protocol):
     def draw(self, frame_bgr: Image, result: Any) -> Image: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """What a run did.
-
-    Attributes:
-        num_frames: inferred and written.
-        num_decoded: delivered by the source. num_dropped: of these, replaced by newer ones.
-        num_corrupt: could not be decoded. num_promised: by the file's header, or None.
-        seconds: wall time. was_stopped: ended by a signal.
-    """
-
-    num_frames: int
-    num_decoded: int
-    num_dropped: int
-    num_corrupt: int
-    num_promised: int | None
-    seconds: float
-    was_stopped: bool
+class Batches(Protocol):
+    """What the pipeline needs of `runtime.batching.MicroBatcher`."""
 
     @property
-    def fps(self) -> float:
-        return self.num_frames / self.seconds if self.seconds > 0 else 0.0
+    def batches(self) -> Sequence[int]: ...
+
+    def flush(self) -> None: ...
 
 
 class Pipeline:
-    """One source through one predictor into its sinks.
+    """Sources through one engine into sinks.
 
     Args:
-        source: read, and closed at the end.
-        predictor: used by the thread that calls `run`; not closed.
-        sinks: given every result in order, and closed at the end.
+        sources: one or several; each is read on a thread of its own, and closed at the end.
+        predictors: one for each source, as many streams of one engine; or one for all, where it
+            keeps nothing of a frame for the next. Used by the thread that calls `run`; not closed.
+        sinks: given every result, those of a source in their order, and closed at the end.
         score_threshold, iou_threshold: as for the predictor; may be changed while running.
-        max_frames: end after so many frames.
-        is_sequential: a file's stages run one after the other on the caller's thread. A camera
-            always has its capture thread: without it its frames would grow old in the driver.
-        caption: lines for the picture's corner, given the pipeline; None writes none.
+        max_frames: end after so many frames, of all sources together.
+        max_age_ms: a live source's frame that is older when its turn comes is not inferred.
+        batchers: put frames of several sources into one engine call.
+        is_sequential: a file's stages run one after the other on the caller's thread. A live
+            source always has its reader: without it its frames would grow old in the driver.
+        caption: lines for the picture's corner, given the source's lane; None writes none.
         stop: ends the run when set.
+        is_wanted: asked before frames are inferred; the run ends when nobody wants the results.
         times: takes what every frame cost.
     """
 
     def __init__(
         self,
-        source: Source,
-        predictor: Infers,
+        sources: Source | Sequence[Source],
+        predictors: Infers | Sequence[Infers],
         sinks: Sequence[Sink],
         *,
         score_threshold: Any = None,
         iou_threshold: Any = None,
         max_frames: int | None = None,
+        max_age_ms: float | None = None,
+        batchers: Sequence[Batches] = (),
         is_sequential: bool = False,
-        caption: Callable[[Pipeline], Sequence[str]] | None = None,
+        caption: Callable[[Lane], Sequence[str]] | None = None,
         stop: StopSignal | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
         times: StageTimes | None = None,
     ) -> None:
-        self.source = source
-        self.predictor = predictor
+        self.sources = (sources,) if isinstance(sources, Source) else tuple(sources)
+        given = predictors if isinstance(predictors, Sequence) else [predictors]
+        assert len(given) in (1, len(self.sources))
         self.sinks = tuple(sinks)
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.max_frames = max_frames
         self.is_sequential = is_sequential
         self.stop = stop if stop is not None else StopSignal()
-        self.times = times if times is not None else StageTimes()
+        self.times = times if times is not None else StageTimes(AGES_KEPT)
         self.rate = RateMeter()
+        self._pace = EnginePace()
+        self._is_live = any(source.is_live for source in self.sources)
         self._caption = caption
+        self._is_wanted = is_wanted
         self._draws = any(sink.wants_picture for sink in sinks)
-        capacity = 1 if source.is_live else FILE_RING
-        self._frames: Ring[Frame] = Ring(capacity, keeps_newest=source.is_live)
-        self._results: Ring[FrameResult] = Ring(RESULT_RING)
-        self._workers: list[_Worker] = []
-        self._num_written = 0
+        self._batchers = tuple(batchers)
+        batches = self._batchers[0].batches if self._batchers else (1,)
+        self.lanes = Lanes(
+            self.sources,
+            self.stop,
+            batches=batches,
+            max_age_s=None if max_age_ms is None else max_age_ms / 1e3,
+        )
+        by_lane = given if len(given) > 1 else list(given) * len(self.sources)
+        self._predictors = dict(zip(self.lanes.each, by_lane, strict=True))
+        self._results: Ring[tuple[Lane, FrameResult]] = Ring(max(RESULT_RING, *batches))
+        self._writer: _Worker | None = None
 
     @property
     def num_written(self) -> int:
         """Frames that every sink has, so far."""
-        return self._num_written
+        return sum(lane.num_delivered for lane in self.lanes.each)
 
     @property
     def num_dropped(self) -> int:
-        """Frames of a camera that a newer one replaced, so far."""
-        return self._frames.num_dropped
+        """Decoded frames that were not inferred, so far."""
+        return sum(lane.num_dropped for lane in self.lanes.each)
 
     def run(self) -> RunSummary:
-        """Run to the end of the source, to `max_frames`, or until `stop` is set.
+        """Run to the end of all sources, to `max_frames`, or until `stop` is set.
+
+        Of several sources the others go on where one fails.
 
         Raises:
-            Whatever a stage raised, once what was under way is written and all is closed.
+            Whatever a stage, or the last source, raised, once what was under way is written and
+            all is closed.
         """
         started = perf_counter()
-        is_threaded = not self.is_sequential
         try:
-            frames = self._read_ahead() if is_threaded or self.source.is_live else self._read()
-            if is_threaded:
-                self._start("write", self._write_all)
-            self._infer_all(frames, self._results.put if is_threaded else self._deliver)
+            if self.is_sequential and not self._is_live and len(self.sources) == 1:
+                take = self._read_turn
+            else:
+                self.lanes.start()
+                take = self._wait_for_turns
+            deliver = self._deliver
+            if not self.is_sequential:
+                self._writer = _Worker("write", self._write_all)
+                self._writer.start()
+                deliver = self._hand_over
+            self._infer_all(take, deliver)
         except RingClosedError:
             pass  # the writing thread failed: its error is raised below
         except BaseException:
             self._finish(is_failed=True)
             raise
         self._finish(is_failed=False)
-        return RunSummary(
-            num_frames=self._num_written,
-            num_decoded=self.source.num_decoded,
-            num_dropped=self.num_dropped,
-            num_corrupt=self.source.num_corrupt,
-            num_promised=self.source.num_promised,
+        return RunSummary.of(
+            tuple(lane.summary() for lane in self.lanes.each),
             seconds=perf_counter() - started,
             was_stopped=self.stop.is_set,
+            ages=self.times.spread("age"),
         )
-
-    # --- capture
-
-    def _read(self) -> Iterator[Frame]:
-        while not self.stop.is_set and (frame := self.source.read()) is not None:
-            yield frame
-
-    def _read_ahead(self) -> Iterator[Frame]:
-        self._start("capture", self._capture_all)
-        while True:
-            try:
-                yield self._frames.get(POLL_S)
-            except TimeoutError:
-                if self.stop.is_set:  # a camera that gives no frame is not waited for
-                    return
-            except RingClosedError:
-                return
-
-    def _capture_all(self) -> None:
-        try:
-            for frame in self._read():
-                dropped = self._frames.put(frame)
-                if dropped is not None:
-                    self.source.recycle(dropped)
-        finally:
-            self._frames.close()
 
     # --- inference
 
-    def _infer_all(self, frames: Iterator[Frame], deliver: Callable[[FrameResult], Any]) -> None:
-        # A camera's next frame is taken only when the engine is free, so that it is the newest.
-        depth = 1 if self.is_sequential or self.source.is_live else IN_FLIGHT
-        pending: deque[tuple[Frame, Ticket]] = deque()
-        expected = 0
-        for num_taken, frame in enumerate(frames, start=1):
-            ticket = self.predictor.submit(
-                frame.image_bgr,
-                self.score_threshold,
-                self.iou_threshold,
-                time_s=frame.time_s,
-                num_dropped=frame.index - expected,
-            )
-            expected = frame.index + 1
-            pending.append((frame, ticket))
-            if len(pending) >= depth:
-                deliver(_result_of(*pending.popleft()))
-            if num_taken == self.max_frames:
-                break
-        while pending:
-            deliver(_result_of(*pending.popleft()))
+    def _read_turn(self, most: int) -> list[Turn]:
+        return self.lanes.read_on_this_thread()
+
+    def _wait_for_turns(self, most: int) -> list[Turn]:
+        while True:
+            try:
+                return self.lanes.take(most, POLL_S)
+            except TimeoutError:
+                if self.stop.is_set:  # a camera that gives no frame is not waited for
+                    return []
+
+    def _infer_all(
+        self,
+        take: Callable[[int], list[Turn]],
+        deliver: Callable[[Lane, FrameResult], None],
+    ) -> None:
+        """Keep the engine busy until there are no more frames, or no more are wanted."""
+        depth = 1 if self.is_sequential else IN_FLIGHT
+        calls: deque[_Call] = deque()
+        num_wanted = self.max_frames if self.max_frames is not None else 1 << 62
+        is_over = False
+        while calls or not is_over:
+            is_over = is_over or num_wanted <= 0 or not self._is_wanted()
+            turns: list[Turn] = []
+            if not is_over and calls and self._is_live:
+                turns = self._take_in_time(calls[0], num_wanted)
+            elif not is_over:
+                turns = take(num_wanted)
+                is_over = not turns
+            if turns:
+                calls.append(self._call(turns))
+                num_wanted -= len(turns)
+            if calls and (not turns or len(calls) >= depth):
+                self._answer(calls.popleft(), deliver)
+
+    def _take_in_time(self, call: _Call, most: int) -> list[Turn]:
+        """Of live sources: what there is just before the engine is through with a call."""
+        take_at = self._pace.take_at(call.submitted_at)
+        is_writing_late = len(self._results) >= self._results.capacity
+        if take_at is None or is_writing_late:  # the frame would wait behind a full ring
+            return []
+        time.sleep(max(take_at - perf_counter(), 0.0))
+        try:
+            return self.lanes.take(most, 0.0)
+        except TimeoutError:
+            return []
+
+    def _call(self, turns: list[Turn]) -> _Call:
+        """Give frames to the engine."""
+        begun = perf_counter()
+        tickets = [self._submit(*turn) for turn in turns]
+        for batcher in self._batchers:
+            batcher.flush()
+        submitted_at = perf_counter()
+        self._pace.note_submitted(begun, submitted_at)
+        return _Call(turns, tickets, submitted_at)
+
+    def _answer(self, call: _Call, deliver: Callable[[Lane, FrameResult], None]) -> None:
+        """Wait for a call and hand its results on."""
+        results = [_result_of(*pair) for pair in zip(call.turns, call.tickets, strict=True)]
+        self._pace.note_answered(call.submitted_at, perf_counter())
+        for (lane, _), result in zip(call.turns, results, strict=True):
+            deliver(lane, result)
+
+    def _submit(self, lane: Lane, frame: Frame) -> Ticket:
+        num_dropped, lane.next_index = frame.index - lane.next_index, frame.index + 1
+        if lane.begins_anew(frame):
+            restart(self._predictors[lane], "reconnect")
+        return self._predictors[lane].submit(
+            frame.image_bgr,
+            self.score_threshold,
+            self.iou_threshold,
+            time_s=frame.time_s,
+            num_dropped=num_dropped,
+        )
 
     # --- writing
+
+    def _hand_over(self, lane: Lane, result: FrameResult) -> None:
+        self._results.put((lane, result))
 
     def _write_all(self) -> None:
         try:
             while True:
-                self._deliver(self._results.get())
+                self._deliver(*self._results.get())
         finally:
             self._results.close()
 
-    def _deliver(self, result: FrameResult) -> None:
+    def _deliver(self, lane: Lane, result: FrameResult) -> None:
         begun = perf_counter()
         self.rate.tick(begun)
         if self._draws:
             image = result.frame.image_bgr
-            self.predictor.draw(image, result.results)
+            self._predictors[lane].draw(image, result.results)
             if self._caption is not None:
                 from runtime.draw import draw_caption
 
-                draw_caption(image, self._caption(self))
+                draw_caption(image, self._caption(lane))
             result.times_ms["draw"] = (perf_counter() - begun) * 1e3
         drawn = perf_counter()
         for sink in self.sinks:
@@ -246,32 +294,28 @@ class Pipeline:
         result.times_ms["sink"] = (done - drawn) * 1e3
         result.times_ms["total"] = (done - result.frame.captured_at) * 1e3
         self.times.add(result.times_ms)
-        self.source.recycle(result.frame)
-        self._num_written += 1
+        lane.note_delivered(result.age_ms)
+        lane.source.recycle(result.frame)
 
     # --- the end
 
-    def _start(self, name: str, work: Callable[[], None]) -> None:
-        worker = _Worker(name, work)
-        self._workers.append(worker)
-        worker.start()
-
     def _finish(self, *, is_failed: bool) -> None:
         """Let threads end, close everything, and raise the first error unless one is under way."""
-        self._frames.close()
+        self.lanes.close()
         self._results.close()
         errors: list[BaseException] = []
-        is_reading = False
-        for worker in self._workers:
-            worker.join(LONGEST_JOIN_S if worker.name == "capture" else None)
-            if worker.is_alive():
-                is_reading = True
-                _log.warning("%s does not answer; ending without it", self.source.name)
-            if worker.error is not None:
-                errors.append(worker.error)
+        if self._writer is not None:
+            self._writer.join()
+            errors += [self._writer.error] if self._writer.error is not None else []
+        hanging = self.lanes.join(LONGEST_JOIN_S)
+        for lane in hanging:
+            _log.warning("%s does not answer; ending without it", lane.source.name)
+        failed = [lane.error for lane in self.lanes.each if lane.error is not None]
+        if len(failed) == len(self.sources):
+            errors += failed[:1]
         closers = [sink.close for sink in self.sinks]
-        if not is_reading:  # closing a capture that is being read would crash
-            closers.append(self.source.close)
+        # Closing a capture that is being read would crash.
+        closers += [lane.source.close for lane in self.lanes.each if lane not in hanging]
         for close in closers:
             try:
                 close()
@@ -300,7 +344,17 @@ class _Worker(threading.Thread):
             self.error = error
 
 
-def _result_of(frame: Frame, ticket: Ticket) -> FrameResult:
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Frames in the engine, and since when."""
+
+    turns: list[Turn]
+    tickets: list[Ticket]
+    submitted_at: float
+
+
+def _result_of(turn: Turn, ticket: Ticket) -> FrameResult:
+    _, frame = turn
     results = ticket.result()
     age_ms = (perf_counter() - frame.captured_at) * 1e3
     timings = ticket.timings

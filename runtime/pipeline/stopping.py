@@ -47,6 +47,10 @@ class StopSignal:
         self.is_set = False  # a plain field: a handler must take no lock
         self._before: dict[signal.Signals, Any] = {}
 
+    def set(self) -> None:
+        """End as at the first signal; from any thread."""
+        self.is_set = True
+
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             handle_signals_on_the_normal_stack()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 # every sink has the frame, waits between threads included; "age" is until its results are there.
 STAGES = ("capture", "preprocess", "engine", "finish", "draw", "sink", "total", "age")
 CHUNK = 4096  # rows allocated at a time
+AT_ONCE = 16_384  # rows: a table of up to so many is there from the beginning, and never grows
 PERCENTILES = (50.0, 90.0, 99.0)
 
 
@@ -47,7 +48,8 @@ class StageTimes:
         self.stages = tuple(stages)
         self.capacity = capacity
         self.num_frames = 0
-        self._rows = np.empty((0, len(self.stages)), np.float32)
+        num_rows = capacity if capacity <= AT_ONCE else 0
+        self._rows = np.full((num_rows, len(self.stages)), np.nan, np.float32)
         self._counts = np.zeros(len(self.stages), np.int64)
         self._sums = np.zeros(len(self.stages), np.float64)
         self._maxima = np.full(len(self.stages), -np.inf)

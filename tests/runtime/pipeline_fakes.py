@@ -1,4 +1,4 @@
-"""Stand-ins for a camera, a predictor and a sink; every picture carries its number."""
+"""Stand-ins for a source, a predictor and a sink; every picture carries its number."""
 
 from __future__ import annotations
 
@@ -25,43 +25,6 @@ def picture(number: int, size_wh: tuple[int, int] = SIZE_WH) -> np.ndarray:
 
 def number_of(image: np.ndarray) -> int:
     return int(image[-1, -1, 0]) + 256 * int(image[-1, -1, 1])
-
-
-class FakeCapture:
-    """A camera of OpenCV's: one picture every `interval_s`, then it is unplugged."""
-
-    def __init__(self, num_frames: int, *, interval_s: float = 0.0, broken: tuple[int, ...] = ()):
-        self.num_frames = num_frames
-        self.interval_s = interval_s
-        self.broken = broken
-        self.is_released = False
-        self.place = -1
-
-    def isOpened(self):  # noqa: N802
-        return True
-
-    def grab(self):
-        time.sleep(self.interval_s)
-        self.place += 1
-        return self.place < self.num_frames
-
-    def retrieve(self, image=None):
-        if self.place in self.broken:
-            return False, None
-        fresh = picture(self.place)
-        if image is None:
-            return True, fresh
-        image[:] = fresh
-        return True, image
-
-    def get(self, prop):
-        return 0.0
-
-    def set(self, prop, value):
-        return True
-
-    def release(self):
-        self.is_released = True
 
 
 class NumberedSource(Source):

@@ -7,7 +7,6 @@ from pipeline_fakes import (
     BOOK,
     CAR,
     NO_CLIPS,
-    FakeCapture,
     decode_with_pyav,
     number_of,
     picture,
@@ -17,7 +16,6 @@ from pipeline_fakes import (
 from runtime.contract.errors import SourceError
 from runtime.pipeline.sinks.video_file import VideoFileSink
 from runtime.pipeline.sources import SOURCES, Frame, Source, open_source, scheme_of
-from runtime.pipeline.sources.camera import CameraSource
 from runtime.pipeline.sources.images import find_images
 from runtime.pipeline.sources.looping import LoopingSource
 
@@ -158,47 +156,6 @@ def test_looped_source_ends_after_its_rounds_and_misses_a_frame_only_once():
     assert np.allclose([frame.time_s for frame in frames], np.arange(20) / 10)
     assert source.num_promised - source.num_decoded == 1
     assert source.read() is None
-
-
-# --- cameras
-
-
-def test_camera_gives_live_frames_with_rising_times():
-    source = CameraSource("0", FakeCapture(5))
-    frames = [source.read() for _ in range(5)]
-    assert source.is_live
-    assert source.size_wh == (64, 48)
-    assert [number_of(frame.image_bgr) for frame in frames] == [0, 1, 2, 3, 4]
-    times = [frame.time_s for frame in frames]
-    assert times[0] == 0.0
-    assert all(later > earlier for earlier, later in zip(times, times[1:], strict=False))
-
-
-def test_camera_counts_pictures_that_do_not_decode():
-    source = CameraSource("0", FakeCapture(4, broken=(1, 2)))
-    assert [number_of(source.read().image_bgr) for _ in range(2)] == [0, 3]
-    assert source.num_corrupt == 2
-
-
-def test_camera_that_goes_away_is_an_error_that_says_when():
-    source = CameraSource("0", FakeCapture(3))
-    for _ in range(3):
-        source.read()
-    with pytest.raises(SourceError, match="after 3 frames"):
-        source.read()
-
-
-def test_camera_without_a_picture_is_let_go():
-    capture = FakeCapture(0)
-    with pytest.raises(SourceError):
-        CameraSource("0", capture)
-    assert capture.is_released
-
-
-def test_camera_that_is_not_there_is_an_error_of_one_line():
-    with pytest.raises(SourceError, match="camera 97 cannot be opened") as error:
-        open_source("97")
-    assert is_one_line(error)
 
 
 # --- images

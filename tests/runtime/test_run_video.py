@@ -19,12 +19,12 @@ from pipeline_fakes import (
 )
 from tiny_bundle import CLASSES, InputGeometry, paint, write_tiny_bundle
 
+from runtime.pipeline.accounting import RunSummary
+from runtime.pipeline.describing import describe_run
 from runtime.pipeline.sinks import FrameResult
 from runtime.pipeline.sinks.video_file import VideoFileSink
 from runtime.pipeline.sources import Frame
-from runtime.pipeline.stages import RunSummary
 from runtime.pipeline.timing import StageTimes
-from runtime.run_video import describe_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "runtime" / "run_video.py"

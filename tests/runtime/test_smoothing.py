@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from runtime.contract.manifest import Joints
 from runtime.poses import Poses
-from runtime.smoothing import PoseSmoother, SmoothingOptions
+from runtime.smoothing import PoseSmoother, SmoothedPredictor, SmoothingOptions
 
 STEP_S = 0.04
 SIDE_PX = 100.0
@@ -106,6 +107,27 @@ def test_time_that_does_not_advance_begins_anew():
     np.testing.assert_array_equal(smoother(moved, 1.0).keypoints_xyc, moved.keypoints_xyc)
     smoother.restart()
     np.testing.assert_array_equal(smoother(moved, 2.0).keypoints_xyc, moved.keypoints_xyc)
+
+
+class TwoPoses:
+    """A predictor that finds a pose at (10, 10), then at (30, 30)."""
+
+    def __init__(self):
+        self.found = iter((pose(np.array([[10.0, 10]])), pose(np.array([[30.0, 30]]))))
+
+    def submit(self, *_, **__):
+        found = next(self.found)
+        return SimpleNamespace(result=lambda: found)
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_change_of_the_frames_size_begins_anew(grows: bool):
+    smoothed = SmoothedPredictor(TwoPoses())
+    smoothed.submit(np.zeros((200, 200, 3), np.uint8), time_s=0.0).result()
+    frame = np.zeros((300 if grows else 200, 200, 3), np.uint8)
+    found = smoothed.submit(frame, time_s=STEP_S).result()
+    is_as_found = bool((found.keypoints_xyc[0, 0, :2] == 30).all())
+    assert is_as_found == grows
 
 
 def test_frames_without_objects_are_survived():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_samples import SIZE_HW, check_consistent, empty_sample, make_sample
 
-from training.data.augment import Augment, augmented
+from training.data.augment import Augment, augmented, draw_affine
 from training.data.colour import add_noise, blur, jitter_hsv, shift_brightness
 from training.data.geometry import letterbox
 from training.data.mosaic import mosaic
@@ -137,3 +137,52 @@ def test_blur_smooths_without_moving_the_picture():
     soft = blur(image, 1.5)
     assert soft.std() < image.std() / 2
     assert abs(soft.mean() - image.mean()) < 1.5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_view_is_a_part_of_the_picture_at_its_zoom(seed):
+    augment = Augment(**PLAIN, scale=(1, 1), view_hw=(48, 64), focus=0.5, flip_pairs=((0, 1),))
+    sample = make_sample()
+    result = augmented(sample, None, SIZE_HW, augment, rng(seed))
+    assert result.image_hw == (48, 64)
+    check_consistent(result)
+    matrix = draw_affine(sample.image_hw, SIZE_HW, augment, rng(seed), sample.boxes_xyxy)
+    zoom = min(SIZE_HW[0] / sample.image_hw[0], SIZE_HW[1] / sample.image_hw[1])
+    assert abs(matrix[0, 0]) == abs(matrix[1, 1]) == zoom
+
+
+def test_a_focused_view_shows_one_of_the_objects_and_nothing_beyond_the_image():
+    augment = Augment(**PLAIN, scale=(1, 2), vertical_flip=0.5, view_hw=(30, 40), focus=1.0)
+    image_hw, boxes = (200, 300), np.array([[10, 20, 30, 40], [250, 100, 290, 180]], np.float32)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    seen, places = np.zeros(2, int), []
+    for seed in range(200):
+        matrix = draw_affine(image_hw, (400, 600), augment, rng(seed), boxes)
+        moved = centres @ matrix[:, :2].T + matrix[:, 2]
+        is_in = ((moved >= -1e-9) & (moved <= (40 + 1e-9, 30 + 1e-9))).all(1)
+        assert is_in.any()
+        seen += is_in
+        places += moved[is_in].tolist()
+        corners = np.array([[0, 0], [300, 200]]) @ matrix[:, :2].T + matrix[:, 2]
+        assert (corners.min(0) <= 1e-9).all()
+        assert (corners.max(0) >= (40 - 1e-9, 30 - 1e-9)).all()
+    assert seen.min() > 60
+    assert np.std(places, axis=0) == pytest.approx((40 / 12**0.5, 30 / 12**0.5), rel=0.25)
+
+
+def test_without_objects_or_focus_a_view_lies_anywhere():
+    kinds = {"focus": 1.0}, {"focus": 0.0}
+    nothing = np.zeros((0, 4), np.float32)
+    for kind, boxes in zip(kinds, (nothing, np.array([[0, 0, 9, 9]], np.float32)), strict=True):
+        augment = Augment(**PLAIN, scale=(1, 1), view_hw=(10, 10), **kind)
+        starts = [
+            draw_affine((100, 100), (100, 100), augment, rng(seed), boxes)[1, 2]
+            for seed in range(40)
+        ]
+        assert min(starts) < -70
+        assert max(starts) > -20
+
+
+def test_views_of_mosaics_are_refused():
+    with pytest.raises(DataError, match=r"Augment\.view_hw is \(8, 8\); expected None where there"):
+        Augment(mosaic=0.5, view_hw=(8, 8))

@@ -142,12 +142,12 @@ def test_cells_take_the_mean_of_the_pixels_that_are_seen():
                 assert bool(counts[image, 0, row, column]) == (known.mean() >= 0.5)
 
 
-def test_true_flow_costs_nothing_and_another_its_distance_in_cells():
+def test_true_flow_costs_nothing_and_another_the_root_of_its_distance_in_cells():
     flow, seen = torch.full((1, 2, 32, 64), 8.0), torch.ones(1, 1, 32, 64, dtype=torch.bool)
     true = torch.ones(1, 2, 4, 8)
-    assert float(flow_loss([true, true[:, :, ::2, ::2] / 2], flow, seen)) < 0.01
+    assert float(flow_loss([true, true[:, :, ::2, ::2] / 2], flow, seen)) < 0.1
     off = true + torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1)
-    assert float(flow_loss([off], flow, seen)) == pytest.approx(5.0, abs=1e-3)
+    assert float(flow_loss([off], flow, seen)) == pytest.approx(5.0**0.5, abs=1e-3)
     error, counts = end_point_error(off, flow, seen)
     assert error.shape == counts.shape == (1, 4, 8)
 

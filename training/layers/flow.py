@@ -153,34 +153,28 @@ def _to_cells(raw: Tensor) -> Tensor:
 
 
 class MatchingFlow(nn.Module):
-    """Flow by comparing every cell with all that lie within reach, then refined one level finer.
+    """Flow by comparing every cell with all that lie within reach, then refined on both levels.
 
     The coarse part is GMFlow's matching (arXiv:2111.13680, eq. 1 and 2) within a window, with a
-    learned cost of distance that keeps what has no texture where it is. The refinement reads the
+    learned cost of distance that keeps what has no texture where it is. The refinements read the
     current features and the warped earlier ones, as SPyNet does (arXiv:1611.00850).
 
     Args:
-        channels: of the finer level, that flow is wanted for.
+        channels: of the finer level, that flow is wanted for, and of the coarser one.
         reach: cells of the coarse level that things may have moved, in x and in y.
-        hidden: channels of the refinement; 0 is without.
+        hidden: channels of the refinements; 0 is without.
         norm: see `conv_norm`.
     """
 
-    def __init__(self, channels: int, reach: int, hidden: int, norm: str) -> None:
+    def __init__(self, channels: tuple[int, ...], reach: int, hidden: int, norm: str) -> None:
         super().__init__()
+        fine, coarse = channels
         self.reach = reach
         self.stiffness = nn.Parameter(torch.tensor(0.1))
-        self.refine = None
+        self.settle = self.refine = None
         if hidden:
-            self.refine = nn.Sequential(
-                conv_norm(2 * channels + 2, hidden, 3, norm=norm),
-                nn.ReLU(),
-                conv_norm(hidden, hidden, 3, norm=norm),
-                nn.ReLU(),
-            )
-            self.predict = nn.Conv2d(hidden, 2, 3, padding=1)
-            nn.init.zeros_(self.predict.weight)  # begins as the coarse flow, enlarged
-            nn.init.zeros_(self.predict.bias)
+            self.settle = FlowRefinement(coarse, hidden, norm)
+            self.refine = FlowRefinement(fine, hidden, norm)
 
     def forward(
         self, now: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor]
@@ -188,15 +182,16 @@ class MatchingFlow(nn.Module):
         """Features of two levels, fine and coarse, of the current frame and of the key frame.
 
         Returns:
-            Flows (B, 2, ...) in cells, float32, of the fine level and the coarse one; and what the
-            refinement saw (B, hidden, h, w), None without.
+            Flows (B, 2, ...) in cells, float32, of the fine level, and of the coarse one refined
+            and as it was matched; and what the finer refinement saw (B, hidden, h, w), None
+            without.
         """
-        coarse = self._match(now[1], key[1])
-        fine = resize_flow(coarse, now[0].shape[-2:])
-        if self.refine is None:
-            return [fine, coarse], None
-        seen = self.refine(torch.cat((now[0], warp(key[0], fine), fine.to(now[0].dtype)), 1))
-        return [fine + self.predict(seen).float(), coarse], seen
+        matched = self._match(now[1], key[1])
+        if self.settle is None or self.refine is None:
+            return [resize_flow(matched, now[0].shape[-2:]), matched], None
+        coarse, _ = self.settle(now[1], key[1], matched)
+        fine, seen = self.refine(now[0], key[0], resize_flow(coarse, now[0].shape[-2:]))
+        return [fine, coarse, matched], seen
 
     def _match(self, now: Tensor, key: Tensor) -> Tensor:
         batch, channels = now.shape[:2]
@@ -213,6 +208,35 @@ class MatchingFlow(nn.Module):
 
     def _cost(self, offset: Tensor) -> Tensor:
         return self.stiffness.abs() * offset**2 + FAR * (offset.abs() > self.reach)
+
+
+class FlowRefinement(nn.Module):
+    """What is to be added to a flow, from the frame's features and the earlier ones that follow it.
+
+    Args:
+        channels: of the features. hidden: in between. norm: see `conv_norm`.
+    """
+
+    def __init__(self, channels: int, hidden: int, norm: str) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv_norm(2 * channels + 2, hidden, 3, norm=norm),
+            nn.ReLU(),
+            conv_norm(hidden, hidden, 3, norm=norm),
+            nn.ReLU(),
+        )
+        self.predict = nn.Conv2d(hidden, 2, 3, padding=1)
+        nn.init.zeros_(self.predict.weight)  # begins as the flow that it is given
+        nn.init.zeros_(self.predict.bias)
+
+    def forward(self, now: Tensor, key: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, h, w) of both frames and the flow (B, 2, h, w), in cells.
+
+        Returns:
+            The refined flow, float32, and what was seen (B, hidden, h, w).
+        """
+        seen = self.layers(torch.cat((now, warp(key, flow), flow.to(now.dtype)), 1))
+        return flow + self.predict(seen).float(), seen
 
 
 def _offsets(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

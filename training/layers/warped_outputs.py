@@ -23,7 +23,7 @@ STATE = (*(f"outputs_p{level}" for level in range(3, 3 + NUM_LEVELS)), PROTOTYPE
 
 
 class FrameEncoder(nn.Module):
-    """A frame's features of strides 2, 4, 8 and 16, thin enough to run on every frame.
+    """A frame's features of strides 2, 4, 8 and 16, thin enough to run on every frame, key or not.
 
     Args:
         channels: of each stride.
@@ -36,15 +36,12 @@ class FrameEncoder(nn.Module):
         self.halve = nn.ModuleList(
             conv_norm(a, b, 3, stride=2, norm=norm) for a, b in zip(widths, channels, strict=False)
         )
-        self.deepen = conv_norm(channels[2], channels[2], 3, norm=norm)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W), normalised, to the four maps, the finest first."""
         features = []
-        for level, layer in enumerate(self.halve):
+        for layer in self.halve:
             images = functional.relu(layer(images))
-            if level == 2:  # the level that flow and corrections are found on
-                images = functional.relu(self.deepen(images))
             features.append(images)
         return features
 
@@ -62,10 +59,12 @@ class Separable(nn.Sequential):
 class Correction(nn.Module):
     """What is to be added to warped maps of P3, P4, P5 and to warped prototypes.
 
+    Down to P5 and up again, so that a cell of P3 knows what is around it, too.
+
     Args:
         channels_in: of what is seen of the frame at stride 8.
         channels_out: of the warped maps. num_prototypes: P.
-        width: channels in between. depth: separable convolutions of each level.
+        width: channels in between. depth: separable convolutions of each level on the way down.
         norm: see `conv_norm`.
     """
 
@@ -87,6 +86,7 @@ class Correction(nn.Module):
             nn.Sequential(*(Separable(width, width, norm) for _ in range(depth)))
             for _ in range(CORRECTED)
         )
+        self.merge = nn.ModuleList(Separable(width, width, norm) for _ in range(CORRECTED - 1))
         self.predict = nn.ModuleList(nn.Conv2d(width, channels_out, 1) for _ in range(CORRECTED))
         self.predict_prototypes = nn.Conv2d(width, num_prototypes, 1)
         for conv in (*self.predict, self.predict_prototypes):  # begins as the plain warp
@@ -100,14 +100,17 @@ class Correction(nn.Module):
             What to add to each of them, and to the prototypes: (B, P, h, w), of P3's size.
         """
         feature = functional.relu(self.enter(torch.cat((seen, warped[0]), 1)))
-        changes, first = [], None
+        features = []
         for level in range(CORRECTED):
             if level:
                 feature = self.halve[level - 1](feature) + self.see[level - 1](warped[level])
             feature = self.towers[level](feature)
-            changes.append(self.predict[level](feature))
-            first = feature if first is None else first
-        return changes, self.predict_prototypes(first)
+            features.append(feature)
+        for level in reversed(range(CORRECTED - 1)):
+            enlarged = enlarge(features[level + 1], features[level])
+            features[level] = self.merge[level](features[level] + enlarged)
+        changes = [predict(f) for predict, f in zip(self.predict, features, strict=True)]
+        return changes, self.predict_prototypes(features[0])
 
 
 class WarpedOutputs(nn.Module):
@@ -117,6 +120,7 @@ class WarpedOutputs(nn.Module):
         channels_out: of the heads' maps, joined. num_prototypes: P. num_classes: K.
         encoder: channels of strides 2, 4, 8, 16. reach: see `MatchingFlow`.
         flow_hidden: channels of the flow's refinement; 0 is without.
+        context: channels of what a frame between key frames adds to its features of stride 8.
         correction: width and depth of `Correction`; a width of 0 is without.
         detail: channels of the branch that draws fine detail of the current frame at stride 2,
             where the prototypes have that size; 0 moves the key frame's detail with the rest.
@@ -132,17 +136,19 @@ class WarpedOutputs(nn.Module):
         encoder: tuple[int, int, int, int],
         reach: int,
         flow_hidden: int,
+        context: int,
         correction: tuple[int, int],
         detail: int,
         norm: str,
     ) -> None:
         super().__init__()
         self.encoder = FrameEncoder(encoder, norm)
-        self.flow = MatchingFlow(encoder[2], reach, flow_hidden, norm)
+        self.flow = MatchingFlow(encoder[2:], reach, flow_hidden, norm)
+        self.context = conv_norm(encoder[2], context, 3, norm=norm)
         self.correction = None
         if correction[0]:
             width, depth = correction
-            sizes = (encoder[2] + flow_hidden, channels_out, num_prototypes)
+            sizes = (context + flow_hidden, channels_out, num_prototypes)
             self.correction = Correction(*sizes, width=width, depth=depth, norm=norm)
         self.detail = None
         if detail:
@@ -153,7 +159,7 @@ class WarpedOutputs(nn.Module):
             )
             nn.init.zeros_(self.detail[-1].weight)
             nn.init.zeros_(self.detail[-1].bias)
-        self.semantic = nn.Conv2d(encoder[2], num_classes, 1)
+        self.semantic = nn.Conv2d(context, num_classes, 1)
         nn.init.constant_(self.semantic.bias, RARE_LOGIT)
 
     def leave(self, images: Tensor, maps: list[Tensor], prototypes: Tensor) -> dict[str, Tensor]:
@@ -188,6 +194,7 @@ class WarpedOutputs(nn.Module):
         flows, hidden = self.flow((features[2], features[3]), tuple(state[n] for n in FEATURES))
         if not is_warping:
             flows = [torch.zeros_like(flow) for flow in flows]
+        context = functional.relu(self.context(features[2]))
         maps, flow = [], flows[0]
         for name in STATE[:NUM_LEVELS]:
             flow = resize_flow(flow, state[name].shape[-2:])
@@ -195,14 +202,15 @@ class WarpedOutputs(nn.Module):
         whole = state[PROTOTYPES]
         prototypes = warp(whole, resize_flow(flows[0], whole.shape[-2:]))
         if self.correction is not None:
-            seen = features[2] if hidden is None else torch.cat((features[2], hidden), 1)
+            seen = context if hidden is None else torch.cat((context, hidden), 1)
             changes, change = self.correction(seen, maps[:CORRECTED])
             maps[:CORRECTED] = [a + b for a, b in zip(maps, changes, strict=False)]
-            prototypes = prototypes + _enlarged(change, whole)
+            prototypes = prototypes + enlarge(change, whole)
         if self.detail is not None:
-            prototypes = _enlarged(prototypes, features[0]) + self.detail(features[0])
-        return maps, prototypes, self.semantic(features[2]), flows
+            prototypes = enlarge(prototypes, features[0]) + self.detail(features[0])
+        return maps, prototypes, self.semantic(context), flows
 
 
-def _enlarged(feature: Tensor, like: Tensor) -> Tensor:
+def enlarge(feature: Tensor, like: Tensor) -> Tensor:
+    """A map (B, C, h, w) at the size of another, bilinear."""
     return functional.interpolate(feature, size=like.shape[-2:], mode="bilinear")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+POWER = 0.5  # of an error: small ones count for more than in their mean (q of PWC-Net's eq. 2)
 LEAST_SEEN = 0.5  # share of a cell's pixels whose flow has to be known
 
 
@@ -45,7 +46,10 @@ def end_point_error(found: Tensor, flow: Tensor, is_seen: Tensor) -> tuple[Tenso
 
 
 def flow_loss(flows: list[Tensor], flow: Tensor, is_seen: Tensor) -> Tensor:
-    """Mean end-point error over the cells that count, summed over the levels; in cells.
+    """Mean root of the end-point error over the cells that count, summed over the levels.
+
+    A mean of the errors themselves would be that of what moves far alone; where things hardly move
+    a flow has to be right to a part of a cell (PWC-Net, arXiv:1709.02371, fine-tunes likewise).
 
     Args:
         flows: (B, 2, h, w) each, cells of its level.
@@ -54,5 +58,5 @@ def flow_loss(flows: list[Tensor], flow: Tensor, is_seen: Tensor) -> Tensor:
     total = flow.new_zeros(())
     for found in flows:
         error, counts = end_point_error(found, flow, is_seen)
-        total = total + (error * counts).sum() / counts.sum().clamp(min=1)
+        total = total + (error.pow(POWER) * counts).sum() / counts.sum().clamp(min=1)
     return total

@@ -307,6 +307,10 @@ class TemporalModel(Model):
         """The flows alone, as of `NonkeyRaw`, from frames to their key frames; both normalised."""
         return self.nonkey_raw(images, self.key(keys)[1]).flows
 
+    def imitation(self, raw: Raw, wanted: Raw) -> Losses:
+        """Losses of a frame's raw output against what it would be, were it a key frame itself."""
+        return {}
+
     def nonkey(self, images: Tensor, state: State) -> tuple[Raw, Tensor]:
         """What is exported of `nonkey_raw`: raw output and `change` (B,)."""
         made = self.nonkey_raw(images, state)

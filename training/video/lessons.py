@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training.data.clips import ClipSource
 from training.loop.lessons import augment_of
 from training.losses.flow import end_point_error, flow_loss
-from training.models.base import Losses, Model, NonkeyRaw, Recipe, TemporalModel
+from training.models.base import Losses, Model, NonkeyRaw, Raw, Recipe, TemporalModel
 from training.video.pairs import NumberedPairs, PairTargets, collate_pairs
 from training.video.scoring import score_clips
 
@@ -31,11 +31,17 @@ class PairNetwork(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> NonkeyRaw:
-        """Run (2B, 3, H, W) float32, normalised: B key frames, then B later ones."""
+    def forward(self, images: Tensor) -> tuple[NonkeyRaw, Raw]:
+        """Run (2B, 3, H, W) float32, normalised: B key frames, then B later ones.
+
+        Returns:
+            Of the later frames; and their raw output, were they key frames, which learns nothing.
+        """
         keys, later = images.chunk(2)
         _, state = self.model.key(keys)  # gradients reach what of it is for video
-        return self.model.nonkey_raw(later, state)
+        with torch.no_grad():
+            wanted = self.model.key(later)[0]
+        return self.model.nonkey_raw(later, state), wanted
 
 
 class FlowNetwork(nn.Module):
@@ -147,7 +153,8 @@ class FlowLesson(PairLesson):
 class VideoLesson(PairLesson):
     """Later frames' objects, on what their key frames left; see `training.loop.lessons.Lesson`.
 
-    Where the clips have it, the true flow is learnt on.
+    They learn from the labels and from what the network would say of them were they key frames;
+    where the clips have it, the true flow is learnt on.
     """
 
     name = "video"
@@ -163,10 +170,12 @@ class VideoLesson(PairLesson):
         for index in range(len(self.val)):
             yield from range(len(self.val[index]))
 
-    def loss(self, model: Model, made: NonkeyRaw, targets: PairTargets) -> Losses:
-        losses = dict(model.loss(made.raw, targets.later))
+    def loss(self, model: Model, made: tuple[NonkeyRaw, Raw], targets: PairTargets) -> Losses:
+        assert isinstance(model, TemporalModel)
+        later, wanted = made
+        losses = {**model.loss(later.raw, targets.later), **model.imitation(later.raw, wanted)}
         if targets.flow is not None and targets.is_seen is not None:
-            flow = flow_loss(made.flows, targets.flow, targets.is_seen)
+            flow = flow_loss(later.flows, targets.flow, targets.is_seen)
             losses["flow"] = FLOW_WEIGHT * flow
         return losses
 

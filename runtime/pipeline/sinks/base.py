@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any
 
 from runtime.contract.errors import SinkError, one_line
 from runtime.pipeline.sources.base import Frame
+
+SOURCE_FIELD = "{source}"  # in a target: stands for the source's name
 
 
 @dataclass(slots=True)
@@ -36,10 +39,16 @@ class Sink(ABC):
     Attributes:
         target: where results go, for people.
         wants_picture: whether frames should be drawn on for this sink.
+        is_waited_for: whether a run over files may wait until there is room for a result; False of
+            what is on a network or a screen, where the result is dropped.
+        num_lost: results that `write` took and that never got to their place, so far (a server
+            that did not answer).
     """
 
     target = ""
     wants_picture = False
+    is_waited_for = True
+    num_lost = 0
 
     @abstractmethod
     def write(self, result: FrameResult) -> None:
@@ -47,6 +56,13 @@ class Sink(ABC):
 
         Raises:
             SinkError: it cannot be written.
+        """
+
+    def idle(self) -> None:  # noqa: B027 - most sinks have nothing to do
+        """Called now and then while no result comes, on the thread of `write`.
+
+        Raises:
+            SinkError: as of `write`.
         """
 
     @abstractmethod
@@ -107,6 +123,11 @@ def check_target(path: Path, *, suffixes: Iterable[str], taken: Iterable[Path] =
             f"output {path} cannot be written: no right to write in {folder}, or it is no folder. "
             "Choose another place."
         )
+
+
+def as_word(name: str) -> str:
+    """A source's name as a part of a path, a topic or an address: what is no word becomes "_"."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_") or "source"
 
 
 def make_folder(path: Path) -> None:

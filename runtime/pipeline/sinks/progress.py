@@ -21,6 +21,7 @@ class ProgressSink(Sink):
         self._of = f"/{num_promised}" if num_promised else ""
         self._rate = RateMeter()
         self._num_frames = 0
+        self._num_captured: dict[str, int] = {}  # by source
         self._shown_at = time.perf_counter()
         self._width = 0
 
@@ -28,10 +29,11 @@ class ProgressSink(Sink):
         now = time.perf_counter()
         self._rate.tick(now)
         self._num_frames += 1
+        self._num_captured[result.frame.source] = result.frame.index + 1
         if now - self._shown_at < INTERVAL_S:
             return
         self._shown_at = now
-        num_dropped = result.frame.index + 1 - self._num_frames
+        num_dropped = sum(self._num_captured.values()) - self._num_frames
         dropped = f"  dropped {num_dropped}" if num_dropped else ""
         self._show(
             f"{self._num_frames}{self._of} frames  {self._rate.fps:.1f} fps  "

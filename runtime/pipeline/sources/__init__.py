@@ -19,11 +19,20 @@ __all__ = ["Frame", "Image", "Source", "open_source", "scheme_of"]
 # scheme -> module:class, imported when first asked for. The class takes what follows the scheme.
 SOURCES = {
     "camera": "runtime.pipeline.sources.camera:CameraSource",
+    "csi": "runtime.pipeline.sources.gstreamer:CsiSource",
+    "gst": "runtime.pipeline.sources.gstreamer:GStreamerSource",
+    "rtsp": "runtime.pipeline.sources.rtsp:RtspSource",
+    "rtsps": "runtime.pipeline.sources.rtsp:RtspsSource",
+    "http": "runtime.pipeline.sources.http_video:HttpSource",
+    "https": "runtime.pipeline.sources.http_video:HttpsSource",
     "video": "runtime.pipeline.sources.video_file:VideoFileSource",
     "images": "runtime.pipeline.sources.images:ImageSource",
+    "raw": "runtime.pipeline.sources.raw_frames:RawFrameSource",
+    "stdin": "runtime.pipeline.sources.raw_frames:StdinSource",
 }
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
+_CAMERA = re.compile(r"(\d+|/dev/(video|v4l/).*)(\?.*)?", re.DOTALL)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?!\\)(?://)?(.*)", re.DOTALL)
 
 
@@ -33,10 +42,10 @@ def scheme_of(uri: str) -> tuple[str, str]:
     Raises:
         SourceError: an unknown scheme.
     """
-    if uri.isdecimal() or uri.startswith("/dev/video"):
+    if _CAMERA.fullmatch(uri):
         return "camera", uri
     match = _SCHEME.fullmatch(uri)
-    if match is not None and not Path(uri).exists():
+    if match is not None and not _exists(uri):
         scheme, rest = match[1].lower(), match[2]
         if scheme not in SOURCES:
             near = difflib.get_close_matches(scheme, list(SOURCES), n=1)
@@ -51,6 +60,13 @@ def scheme_of(uri: str) -> tuple[str, str]:
     if is_pattern or path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         return "images", uri
     return "video", uri
+
+
+def _exists(uri: str) -> bool:
+    try:
+        return Path(uri).exists()
+    except OSError:  # longer than a name may be, such as a pipeline
+        return False
 
 
 def open_source(uri: str) -> Source:

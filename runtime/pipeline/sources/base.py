@@ -50,6 +50,7 @@ class Frame:
         capture_ms: reading and decoding, without the wait for a camera's next picture.
         source: the source's name.
         wall_time_s: Unix time of `captured_at`, seconds.
+        file: path of the picture, of a source of images; else "".
     """
 
     image_bgr: Image
@@ -59,6 +60,7 @@ class Frame:
     capture_ms: float
     source: str
     wall_time_s: float = field(default_factory=time.time)
+    file: str = ""
 
 
 class Source(ABC):
@@ -71,6 +73,7 @@ class Source(ABC):
         size_wh: (width, height) of the first frame, in pixels.
         num_promised: frames that the header promises; None where there is no end or no promise.
         num_decoded: frames delivered by `read` so far.
+        num_overtaken: frames that a newer one replaced before `read` came for them, so far.
         num_corrupt: frames that could not be decoded, so far.
         num_reconnects: times that it was lost and came back, so far.
         state: what it is doing.
@@ -84,6 +87,7 @@ class Source(ABC):
         self.size_wh = (0, 0)
         self.num_promised: int | None = None
         self.num_decoded = 0
+        self.num_overtaken = 0
         self.num_corrupt = 0
         self.num_reconnects = 0
         self.state = SourceState.OPENING
@@ -104,11 +108,22 @@ class Source(ABC):
         """Let go of the device or file; twice is harmless."""
 
     def set_state(self, state: SourceState, reason: str = "") -> None:
-        """Note a change: one line in the log, and `on_state`. The same state again is no change."""
+        """Note a change: one line in the log, and `on_state`. The same state again is no change.
+
+        A file's states are logged for debugging only, but for its failure.
+        """
         if state is self.state:
             return
         self.state = state
-        _log.info("%s: %s%s", self.name, state.value, f" ({reason})" if reason else "")
+        is_worth_a_line = self.is_live or state is SourceState.FAILED
+        _log.log(
+            logging.INFO if is_worth_a_line else logging.DEBUG,
+            "%s: %s%s",
+            self.name,
+            state.value,
+            f" ({reason})" if reason else "",
+            extra={"event": "state", "source": self.name, "state": state.value, "reason": reason},
+        )
         if self.on_state is not None:
             self.on_state(self, state, reason)
 
@@ -127,7 +142,13 @@ class Source(ABC):
             return None
 
     def __iter__(self) -> Iterator[Frame]:
-        while (frame := self.read()) is not None:
+        while True:
+            try:
+                frame = self.read()
+            except NoFrameYet:
+                continue
+            if frame is None:
+                return
             yield frame
 
     def __enter__(self) -> Source:

@@ -2,82 +2,78 @@
 
 from __future__ import annotations
 
-import time
+import logging
+from collections.abc import Callable
 
 from runtime.contract.errors import SourceError
-from runtime.pipeline.sources.base import Frame, Source
-from runtime.pipeline.sources.capture import Capture, nominal_fps, open_capture, retrieve
+from runtime.pipeline.sources.capture import Capture, open_capture
+from runtime.pipeline.sources.connection import Connection, ConnectionLost
+from runtime.pipeline.sources.live_options import LiveOptions, device_options
+from runtime.pipeline.sources.opencv_connection import OpenCvConnection
+from runtime.pipeline.sources.reconnecting import ReconnectingSource
 
-DEFAULT_FPS = 30.0  # of cameras that do not say
-UNDECODED_IN_A_ROW = 30  # this many broken pictures one after the other: the camera is gone
+_log = logging.getLogger(__name__)
 
 
-class CameraSource(Source):
-    """Frames of a camera as they come.
+class CameraSource(ReconnectingSource):
+    """Frames of a camera as they come; opened anew when it was unplugged.
 
-    `read` waits for the next picture; the pipeline reads on a thread of its own, keeps the newest
-    and counts what it drops.
+    A number may be another camera's after that; /dev/v4l/by-id/... stays with its camera.
 
     Args:
-        uri: the camera's number, or its device such as /dev/video0.
-        capture: stands in for the camera in tests.
+        uri: the camera's number, or its device such as /dev/video0; behind a ? options
+            (`LiveOptions`): "0?size=1280x720&rate=30&format=MJPG".
+        open_one: stands in for `open_capture` of that camera in tests.
+
+    Raises:
+        SourceError: no such camera, or a bad option.
     """
 
-    def __init__(self, uri: str, capture: Capture | None = None) -> None:
-        target: str | int = int(uri) if uri.isdecimal() else uri
-        if capture is None:
-            capture = open_capture(target, backends=("CAP_V4L2", "CAP_ANY"))
-        if capture is None:
+    def __init__(self, uri: str, open_one: Callable[[], Capture | None] | None = None) -> None:
+        target, options = device_options(uri, ("size", "rate", "format"), f"camera {uri}")
+        if not target.isdecimal() and not target.startswith("/"):
             raise SourceError(
-                f"camera {uri} cannot be opened; expected the number of a connected camera. "
-                "List them with 'ls /dev/video*'; another program may hold it."
+                f"camera {uri} cannot be opened; expected its number or device, such as 0 or "
+                "/dev/video0. List them with 'ls /dev/video*'."
             )
-        import cv2
+        if open_one is None:
+            device: str | int = int(target) if target.isdecimal() else target
 
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # drivers that obey hand over fresher pictures
-        fps = nominal_fps(capture.get(cv2.CAP_PROP_FPS), DEFAULT_FPS)
-        super().__init__(f"camera {uri}", fps=fps, is_live=True)
-        self._capture = capture
-        self._is_closed = False
-        self._started_at: float | None = None
-        self._time_s = -1.0
-        self._first: Frame | None = None
-        try:
-            self._first = self._grab()
-        finally:
-            if self._first is None:
-                self.close()
-        height, width = self._first.image_bgr.shape[:2]
-        self.size_wh = (width, height)
+            def open_one() -> Capture | None:
+                return open_capture(device, backends=("CAP_V4L2", "CAP_ANY"))
 
-    def read(self) -> Frame | None:
-        frame, self._first = self._first, None
-        if frame is not None:
-            return frame
-        return None if self._is_closed else self._grab()
-
-    def close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self._capture.release()
-
-    def _grab(self) -> Frame:
-        for _ in range(UNDECODED_IN_A_ROW):
-            if not self._capture.grab():
-                break
-            captured_at = time.perf_counter()
-            image = retrieve(self._capture, self.take_buffer())
-            if image is None:
-                self.num_corrupt += 1
-                continue
-            capture_ms = (time.perf_counter() - captured_at) * 1000.0
-            if self._started_at is None:
-                self._started_at = captured_at
-            self._time_s = max(captured_at - self._started_at, self._time_s + 1e-6)
-            self.num_decoded += 1
-            index = self.num_decoded - 1
-            return Frame(image, index, self._time_s, captured_at, capture_ms, self.name)
-        raise SourceError(
-            f"{self.name} gave no picture after {self.num_decoded} frames; expected a stream. "
-            "Check its cable and power, and that no other program holds it."
+        super().__init__(
+            f"camera {target}",
+            lambda: _connect(f"camera {target}", open_one, options),
+            options,
+            advice="List cameras with 'ls /dev/video*'; another program may hold it.",
+            most_hung=0,
         )
+
+
+def _connect(name: str, open_one: Callable[[], Capture | None], options: LiveOptions) -> Connection:
+    capture = open_one()
+    if capture is None:
+        raise ConnectionLost("it is not there, or taken")
+    import cv2
+
+    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # drivers that obey hand over fresher pictures
+    if options.pixel_format is not None:  # before the size, which depends on it
+        code = int.from_bytes(options.pixel_format.encode(), "little")
+        capture.set(cv2.CAP_PROP_FOURCC, code)
+    if options.size_wh is not None:
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, options.size_wh[0])
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, options.size_wh[1])
+    if options.fps is not None:
+        capture.set(cv2.CAP_PROP_FPS, options.fps)
+    size_wh = (
+        int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+        int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+    )
+    if options.size_wh is not None and size_wh != options.size_wh:
+        _log.warning(
+            "%s: asked for %dx%d, it gives %dx%d. List its modes with 'v4l2-ctl "
+            "--list-formats-ext'; large ones may need format=MJPG",
+            name, *options.size_wh, *size_wh,
+        )  # fmt: skip
+    return OpenCvConnection(capture)

@@ -19,15 +19,10 @@ class Capture(Protocol):
     def release(self) -> None: ...
 
 
-def open_capture(target: str | int, *, backends: tuple[str, ...]) -> Capture | None:
-    """Open a capture with the first of OpenCV's backends that can; None where none can.
+def quieten() -> None:
+    """Keep OpenCV and FFmpeg from writing warnings about damaged files to stderr.
 
-    OpenCV and FFmpeg write warnings about damaged files to stderr; our own errors say it in one
-    line, so theirs are turned off unless the environment asks for them.
-
-    Args:
-        target: a file's path, a device's path or a camera's number.
-        backends: names such as "CAP_FFMPEG", in the order of trial.
+    Our own errors say it in one line. OPENCV_LOG_LEVEL and OPENCV_FFMPEG_LOGLEVEL bring them back.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
@@ -36,6 +31,18 @@ def open_capture(target: str | int, *, backends: tuple[str, ...]) -> Capture | N
     logging = getattr(getattr(cv2, "utils", None), "logging", None)
     if logging is not None and os.environ["OPENCV_LOG_LEVEL"] == "SILENT":
         logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+
+
+def open_capture(target: str | int, *, backends: tuple[str, ...]) -> Capture | None:
+    """Open a capture with the first of OpenCV's backends that can; None where none can.
+
+    Args:
+        target: a file's path, a device's path or a camera's number.
+        backends: names such as "CAP_FFMPEG", in the order of trial.
+    """
+    quieten()
+    import cv2
+
     for backend in backends:
         capture: Capture = cv2.VideoCapture(target, getattr(cv2, backend))
         if capture.isOpened():

@@ -8,10 +8,9 @@ import re
 import time
 from pathlib import Path
 
-import numpy as np
-
-from runtime.contract.errors import SourceError
-from runtime.pipeline.sources.base import Frame, Image, Source
+from runtime.contract.errors import SourceError, one_line
+from runtime.pipeline.sources.base import Frame, Source
+from runtime.pipeline.sources.image_decoding import read_image
 
 IMAGES_PER_SECOND = 10.0  # of the video that is made of them
 
@@ -26,11 +25,16 @@ class ImageSource(Source):
         self._paths = find_images(uri)
         self.num_promised = len(self._paths)
         self._next = 0
+        self._last_error = ""
         self._first = self._load()
         if self._first is None:
+            what = (
+                f"not one of {len(self._paths)} images of {uri} decodes; {self._last_error}"
+                if len(self._paths) > 1
+                else self._last_error
+            )
             raise SourceError(
-                f"source {uri}: not one of {len(self._paths)} images decodes; "
-                "expected JPEG, PNG, BMP, WebP or TIFF. The files are damaged or of another kind."
+                f"source: {what}. Expected images that are whole: JPEG, PNG, BMP, WebP or TIFF."
             )
         height, width = self._first.image_bgr.shape[:2]
         self.size_wh = (width, height)
@@ -47,6 +51,9 @@ class ImageSource(Source):
             return frame
         return self._load()
 
+    def recycle(self, frame: Frame) -> None:
+        """Images differ in size, so their memory is not kept."""
+
     def close(self) -> None:
         self._next = len(self._paths)
 
@@ -55,16 +62,21 @@ class ImageSource(Source):
             place = self._next
             path = self._paths[place]
             self._next += 1
-            started = time.perf_counter()
-            image = read_image(path)
-            capture_ms = (time.perf_counter() - started) * 1000.0
-            if image is None:
+            started, started_wall_s = time.perf_counter(), time.time()
+            try:
+                image = read_image(path)
+            except SourceError as error:
                 self.num_corrupt += 1
-                _log.warning("%s does not decode; passed over", path)
+                self._last_error = str(error)
+                _log.warning("%s; passed over", error)
                 continue
+            capture_ms = (time.perf_counter() - started) * 1000.0
             self.num_decoded += 1
             index = self.num_decoded - 1
-            return Frame(image, index, place / self.fps, started, capture_ms, str(path))
+            time_s = place / self.fps
+            return Frame(
+                image, index, time_s, started, capture_ms, self.name, started_wall_s, str(path)
+            )
         return None
 
 
@@ -77,35 +89,22 @@ def find_images(uri: str) -> list[Path]:
     from runtime.pipeline.sources import IMAGE_SUFFIXES
 
     path = Path(uri)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-        what = f"a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-    else:
-        names = glob.glob(uri, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
-        found = [Path(name) for name in names if Path(name).is_file()]
-        what = "neither a file nor a folder, and no file matches it as a pattern"
+    try:
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+            what = f"a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        else:
+            # Path.glob refuses absolute patterns.
+            found = [Path(name) for name in glob.glob(uri, recursive=True)]  # noqa: PTH207
+            what = "neither a file nor a folder, and no file matches it as a pattern"
+        found = [each for each in found if each.is_file()]
+    except OSError as error:
+        raise SourceError(f"source {uri} cannot be read: {one_line(error)}.") from None
     if not found:
         raise SourceError(f"source {uri} is {what}; expected images. Check the path.")
     return sorted(found, key=_natural_order)
-
-
-def read_image(path: Path) -> Image | None:
-    """(H, W, 3) uint8 BGR, turned upright as its EXIF says, or None if it does not decode."""
-    import cv2
-
-    try:
-        data = np.fromfile(path, np.uint8)  # paths that OpenCV cannot spell are read, too
-    except OSError:
-        return None
-    if data.size == 0:
-        return None
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except cv2.error:  # a size beyond OpenCV's own limit
-        return None
-    return None if image is None else image.astype(np.uint8, copy=False)
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:

@@ -7,20 +7,18 @@ from pathlib import Path
 
 from runtime.contract.errors import SourceError
 from runtime.pipeline.sources.base import Frame, Source
-from runtime.pipeline.sources.capture import Capture, nominal_fps, open_capture, retrieve
-
-DEFAULT_FPS = 25.0  # of files that do not say
-# OpenCV's grab fails once for every few broken packets and succeeds after them, so a failure is
-# the end only when as many have followed as the header still promises frames, and a few more.
-SPARE_ATTEMPTS = 8
-MOST_ATTEMPTS = 100_000  # a header may promise nonsense; at the end an attempt takes microseconds
+from runtime.pipeline.sources.video_decoders import open_decoder
 
 
 class VideoFileSource(Source):
-    """Frames of a video file through OpenCV.
+    """Frames of a video file, each of its own size: it may change in mid-stream (with PyAV).
 
-    Corrupt frames in the middle are survived; `num_corrupt` counts them by the gaps they leave in
-    the time stamps, up to what the header promised, so variable frame rates count as whole.
+    Corrupt frames in the middle are survived. `num_corrupt` counts them by the gaps they leave in
+    the time stamps and by the packets that the decoder refused, up to what the header promised, so
+    variable frame rates count as whole.
+
+    Raises:
+        SourceError: missing, empty, no video, or without one frame that decodes.
     """
 
     def __init__(self, uri: str) -> None:
@@ -31,26 +29,21 @@ class VideoFileSource(Source):
             )
         if not path.is_file():
             raise SourceError(f"source {uri} is no file; expected a video, a folder or a camera.")
-        capture = open_capture(str(path), backends=("CAP_FFMPEG", "CAP_ANY"))
-        if capture is None or _is_text(capture):
-            raise SourceError(
-                f"source {uri} is no video that OpenCV can read; expected MP4, MKV, AVI or the "
-                "like. Play it with ffplay, or convert it with ffmpeg."
-            )
-        import cv2
-
-        fps = nominal_fps(capture.get(cv2.CAP_PROP_FPS), DEFAULT_FPS)
-        super().__init__(uri, fps=fps, is_live=False)
-        self._capture = capture
-        self._position = cv2.CAP_PROP_POS_MSEC
-        promised = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.num_promised = int(promised) if 0 < promised < 1e9 else None
+        if path.stat().st_size == 0:
+            raise SourceError(f"source {uri} is empty (0 bytes); expected a video.")
+        self._decoder = open_decoder(path)
+        super().__init__(uri, fps=self._decoder.fps, is_live=False)
+        self.num_promised = self._decoder.num_promised
         self._time_s = -1.0
         self._gaps = 0
         self._is_closed = False
-        self._first = self._decode()
+        self._first: Frame | None = None
+        try:
+            self._first = self._decode()
+        finally:
+            if self._first is None:
+                self.close()
         if self._first is None:
-            self.close()
             raise SourceError(
                 f"source {uri} holds no frame that decodes; expected a video. "
                 "The file is damaged or of an unknown codec."
@@ -68,23 +61,20 @@ class VideoFileSource(Source):
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self._capture.release()
+            self._decoder.close()
 
     def _decode(self) -> Frame | None:
-        missing = (self.num_promised or 0) - self.num_decoded
-        attempts = min(max(missing, 0) + SPARE_ATTEMPTS, MOST_ATTEMPTS)
-        for _ in range(attempts):
-            started = time.perf_counter()
-            if not self._capture.grab():
-                continue
-            image = retrieve(self._capture, self.take_buffer())
-            if image is None:
-                continue
-            capture_ms = (time.perf_counter() - started) * 1000.0
-            self._count(self._capture.get(self._position) / 1000.0)
-            index = self.num_decoded - 1
-            return Frame(image, index, self._time_s, started, capture_ms, self.name)
-        return None
+        started = time.perf_counter()
+        num_missing = (self.num_promised or 0) - self.num_decoded
+        found = self._decoder.decode(num_missing, self.take_buffer())
+        if found is None:
+            self._count_corrupt()
+            return None
+        image, position_s = found
+        capture_ms = (time.perf_counter() - started) * 1000.0
+        self._count(position_s)
+        index = self.num_decoded - 1
+        return Frame(image, index, self._time_s, started, capture_ms, self.name)
 
     def _count(self, position_s: float) -> None:
         """Take note of a decoded frame and of its time stamp (which old builds report wrongly)."""
@@ -97,13 +87,12 @@ class VideoFileSource(Source):
         else:
             self._time_s += interval_s
         self.num_decoded += 1
-        if self.num_promised is not None:
-            self.num_corrupt = min(self._gaps, max(self.num_promised - self.num_decoded, 0))
+        self._count_corrupt()
 
-
-def _is_text(capture: Capture) -> bool:
-    """Whether it is a text file, which FFmpeg would show as a film of its letters."""
-    import cv2
-
-    code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
-    return code.to_bytes(4, "little") == b"ansi"
+    def _count_corrupt(self) -> None:
+        refused = self._decoder.num_refused
+        if self.num_promised is None:
+            self.num_corrupt = refused
+        else:
+            missing = max(self.num_promised - self.num_decoded, 0)
+            self.num_corrupt = min(max(self._gaps, refused), missing)

@@ -21,11 +21,13 @@ from training.layers.warped_outputs import STATE as OUTPUTS_STATE
 from training.layers.warped_outputs import WarpedOutputs
 from training.layers.warped_pyramid import STATE as PYRAMID_STATE
 from training.layers.warped_pyramid import WarpedPyramid
-from training.models.base import NonkeyRaw, Recipe, State, TemporalModel, Variant
+from training.losses.imitation import imitated_maps, imitated_rows, imitated_scores
+from training.models.base import Losses, NonkeyRaw, Recipe, State, TemporalModel, Variant
 from training.models.instance.yolact import VARIANTS as IMAGE_VARIANTS
 from training.models.instance.yolact import Yolact, YolactRaw, YolactSpec
 
 WARPED = ("pyramid", "outputs")
+LIKE_SCORES, LIKE_ROWS = 4.0, 8.0  # weights of imitation: about as much as the labels then say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,8 @@ class YolactEdgeSpec(YolactSpec):
         has_refinement: see `WarpedPyramid`; the rest is of "outputs".
         encoder: channels of the thin encoder, of strides 2, 4, 8, 16.
         reach: cells of stride 16 that things may move from their key frame.
-        flow_hidden: channels of the flow's refinement at stride 8; 0 is without.
+        flow_hidden: channels of the flow's refinements at strides 16 and 8; 0 is without.
+        context: channels that a frame between key frames adds to its features of stride 8.
         correction: width and depth of what is added to the warped maps; a width of 0 is without.
         detail: channels that draw the prototypes' detail of stride 2 from the frame itself; 0
             moves the key frame's.
@@ -49,7 +52,8 @@ class YolactEdgeSpec(YolactSpec):
     encoder: tuple[int, int, int, int] = (16, 24, 48, 64)
     reach: int = 6
     flow_hidden: int = 32
-    correction: tuple[int, int] = (64, 2)
+    context: int = 64
+    correction: tuple[int, int] = (80, 2)
     detail: int = 16
 
 
@@ -80,6 +84,7 @@ class YolactEdge(TemporalModel, Yolact):
             encoder=spec.encoder,
             reach=spec.reach,
             flow_hidden=spec.flow_hidden,
+            context=spec.context,
             correction=spec.correction,
             detail=spec.detail if spec.has_proto_detail else 0,
             norm=spec.norm,
@@ -122,6 +127,24 @@ class YolactEdge(TemporalModel, Yolact):
         raw, flows = run(images, state)
         return NonkeyRaw(raw, flows, mean_motion(flows[0], raw.size_hw))
 
+    def imitation(self, raw: YolactRaw, wanted: YolactRaw) -> Losses:
+        """Losses "like_scores", "like_boxes", "like_coefficients", "like_prototypes", with weights.
+
+        The first three are divided by how many objects' rows a key frame would be sure of.
+        """
+        scores, sure = imitated_scores(
+            raw.logits, wanted.logits, is_softmax=self.spec.scores == "softmax"
+        )
+        count = sure.sum().clamp(min=1)
+        boxes = imitated_rows(raw.deltas, wanted.deltas, sure)
+        coefficients = imitated_rows(raw.coefficients, wanted.coefficients, sure)
+        return {
+            "like_scores": scores * (LIKE_SCORES / count),
+            "like_boxes": boxes * (LIKE_ROWS / count),
+            "like_coefficients": coefficients * (LIKE_ROWS / count),
+            "like_prototypes": imitated_maps(raw.prototypes, wanted.prototypes),
+        }
+
     def _on_warped_pyramid(self, images: Tensor, state: State) -> tuple[YolactRaw, list[Tensor]]:
         num_levels = len(self.backbone.feature_info.channels()) - 2  # to C3
         features = run_to_level(self.backbone, images, num_levels)
@@ -144,8 +167,23 @@ _STAGES = {
     "video": Recipe(steps=200_000, lr=2e-4, warm_up=1000, freeze_batch_norm=6),
 }
 _SMALL_STAGES = {  # an hour on one core
-    "flow": Recipe(steps=2000, lr=1.5e-3, warm_up=100, validate_every=1000, validate_images=60),
-    "video": Recipe(steps=1200, lr=1e-3, warm_up=100, validate_every=600, validate_images=100),
+    "flow": Recipe(
+        steps=1800,
+        lr=2e-3,
+        warm_up=100,
+        ema_decay=0.998,
+        validate_every=600,
+        validate_images=36,
+    ),
+    "video": Recipe(
+        steps=1500,
+        batch=4,
+        lr=1e-3,
+        warm_up=100,
+        ema_decay=0.998,
+        validate_every=500,
+        validate_images=60,
+    ),
 }
 
 

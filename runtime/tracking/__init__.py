@@ -1,0 +1,1 @@
+"""Ids over frames, and what of them crosses lines and is in zones."""

@@ -1,0 +1,164 @@
+"""What run_video.py can be asked for, and the checks that need no bundle."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.contract.errors import SourceError
+from runtime.keyframes import SCHEDULES
+from runtime.pipeline.logs import KINDS
+from runtime.pipeline.sinks import check_target
+from runtime.pipeline.sinks.json_lines import STDOUT
+from runtime.pipeline.sinks.opening import add_options, check_options
+from runtime.pipeline.sinks.video_file import SUFFIXES
+from runtime.pipeline.sources import scheme_of
+from runtime.tracking.options import add_tracking, counting_of
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+SOURCE_FIELD = "{source}"  # of --out: takes the source's name
+_LONGEST_NAME = 80  # characters of a source in a file's name
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line; what is wrong with it ends the process with status 2."""
+    parser = argparse.ArgumentParser(description="Run a bundle on videos or cameras.")
+    parser.add_argument("bundle", help="a bundle's folder, or one .onnx file")
+    _add_sources(parser)
+    _add_outputs(parser)
+    _add_networks(parser)
+    add_tracking(parser)
+    parser.add_argument(
+        "--sequential", action="store_true", help="one stage after the other, no overlap"
+    )
+    parser.add_argument(
+        "--log", choices=KINDS, default="text", help="what is said on the way; default: text"
+    )
+    args = parser.parse_args(argv)
+    for name in ("max_frames", "loops"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
+    if args.max_age_ms is not None and not args.max_age_ms > 0:
+        parser.error(f"--max-age-ms is {args.max_age_ms}; expected more than 0")
+    return args
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--source",
+        required=True,
+        action="append",
+        dest="sources",
+        help="video file, images, camera number, rtsp://, http://, csi://, gst: or raw: (README); "
+        "several run on one engine",
+    )
+    parser.add_argument(
+        "--max-age-ms", type=float, help="a camera's frame that waited longer is not inferred"
+    )
+    parser.add_argument(
+        "--max-frames", type=int, help="stop after so many frames, of all sources together"
+    )
+    parser.add_argument("--loops", type=int, default=1, help="play a file so often; default 1")
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"annotated video ({', '.join(SUFFIXES)}); of several sources, one each: "
+        f"{SOURCE_FIELD} stands for the source's name",
+    )
+    parser.add_argument("--json", help="results as JSON lines; '-' for standard output")
+    add_options(parser)
+
+
+def _add_networks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pose", help="bundle that finds the joints of the people that are found")
+    parser.add_argument("--also", action="append", help="one more bundle on the same frames")
+    parser.add_argument("--smooth", action="store_true", help="smooth joints from frame to frame")
+    parser.add_argument("--backend", default="auto", help="default: the first that works")
+    parser.add_argument("--precision", help="fp32, fp16, int8 or mixed, as the bundle has them")
+    parser.add_argument(
+        "--inference-precision",
+        choices=("f32", "bf16", "auto"),
+        help="of float layers in OpenVINO; auto: bf16 where the CPU has it; default: f32",
+    )
+    parser.add_argument("--score-threshold", type=float, help="default: the bundle's")
+    parser.add_argument("--iou-threshold", type=float, help="default: the bundle's")
+    parser.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        help="key frames of a temporal model: when the picture has moved, at a fixed interval, or "
+        "all; default: adaptive",
+    )
+    parser.add_argument("--key-interval", type=int, help="frames from key to key frame; default 5")
+    parser.add_argument(
+        "--max-key-age-ms", type=float, help="a key frame is renewed after this; default 1000"
+    )
+    parser.add_argument(
+        "--allow-unverified", action="store_true", help="run what failed its verification"
+    )
+
+
+def check_targets(args: argparse.Namespace) -> None:
+    """Refuse sources and outputs that cannot be, before anything is opened.
+
+    Raises:
+        SourceError: one source twice.
+        SinkError: an output that cannot be written.
+        ValueError: a line or zone that cannot be read.
+    """
+    counting_of(args)
+    twice = {uri for uri in args.sources if args.sources.count(uri) > 1}
+    if twice:
+        raise SourceError(f"source {min(twice)} is given twice; expected different ones.")
+    bundle = Path(args.bundle)
+    taken = [Path(each) for uri in args.sources for each in (uri, scheme_of(uri)[1])]
+    taken.append(bundle)
+    taken += bundle.iterdir() if bundle.is_dir() else ()
+    if args.out is not None:
+        for path in videos_of(args.out, args.sources):
+            check_target(path, suffixes=SUFFIXES, taken=taken)
+            taken.append(path)
+    if args.json is not None and args.json != STDOUT:
+        check_target(Path(args.json), suffixes=JSON_SUFFIXES, taken=taken)
+        taken.append(Path(args.json))
+    check_options(args, taken)
+
+
+def videos_of(out: Path, uris: Sequence[str]) -> list[Path]:
+    """The annotated video of each source.
+
+    Args:
+        out: as given; SOURCE_FIELD stands for the source's name in it.
+        uris: of the sources.
+
+    Raises:
+        ValueError: several sources and one name.
+    """
+    if SOURCE_FIELD not in str(out):
+        if len(uris) > 1:
+            example = out.with_name(f"{out.stem}_{SOURCE_FIELD}{out.suffix}")
+            raise ValueError(
+                f"--out {out} is one video for {len(uris)} sources; expected {SOURCE_FIELD} in its "
+                f"name, such as {example}"
+            )
+        return [out]
+    names: list[str] = []
+    for uri in uris:
+        name = _name_of(uri)
+        while name in names:
+            name += "_"
+        names.append(name)
+    return [Path(str(out).replace(SOURCE_FIELD, name)) for name in names]
+
+
+def _name_of(uri: str) -> str:
+    """A source as part of a file's name: a file's without folder and suffix, no credentials."""
+    without_login = re.sub(r"//[^/@]*@", "//", uri.partition("?")[0])
+    path = Path(without_login)
+    plain = path.stem if path.exists() and not path.is_dir() else without_login
+    return re.sub(r"[^\w.-]+", "_", plain).strip("_.")[-_LONGEST_NAME:] or "source"
