@@ -2,6 +2,7 @@
 
     python runtime/run_images.py runs/retinanet photos/ --out results.json
     python runtime/run_images.py runs/retinanet val/ --image-ids val.json --out results.json
+    python runtime/run_images.py runs/retinanet photos/ --pose runs/hourglass --out results.json
 
 Results are a list of {"image_id", "category_id", "bbox", "score"}, as COCO's evaluators read it;
 of a task with masks also "segmentation", compressed run lengths, of one with joints "keypoints".
@@ -77,8 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         read_image(files[0])  # so that a bad one is known before an engine is built
     asked = options.inference_precision
     backend_options = {} if asked is None else {"inference_precision": asked}
-    with runtime.load(
-        options.bundle,
+    bundles = [options.bundle] if options.pose is None else [options.bundle, options.pose]
+    load = runtime.load if options.pose is None else runtime.load_topdown
+    with load(
+        *bundles,
         options.backend,
         options.precision,
         allow_unverified=options.allow_unverified,
@@ -325,6 +328,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("bundle", help="a bundle's folder, or one .onnx file")
     parser.add_argument("images", help="an image, a folder of images, or a glob in quotes")
     parser.add_argument("--out", required=True, help="where the COCO results go (JSON)")
+    parser.add_argument("--pose", help="bundle that finds the joints of the people that are found")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKEND_NAMES))
     parser.add_argument("--precision", help="one of the bundle's; default: fp16 on GPU, else fp32")
     parser.add_argument(

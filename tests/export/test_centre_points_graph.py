@@ -31,9 +31,11 @@ def model(request):
     name, variant = request.param
     network = lively(point_network(name, variant, size_hw=SIZE_HW, max_detections=40))
     with torch.no_grad():  # scores and sizes spread as those of a trained network
+        stacks = network(network.prepare(frames_of(2, SIZE_HW, seed=3))).stacks
+        for head, maps in zip(network.heads, stacks, strict=True):
+            for map_name, convolution in head.predict.items():
+                convolution.weight *= 1.5 / maps[map_name].std()
         for head in network.heads:
-            for convolution in head.predict.values():
-                convolution.weight *= 10
             for map_name, bias in {"heatmap": -1.0, "joint_heatmap": -1.0, "size": 6.0}.items():
                 if map_name in head.predict:
                     head.predict[map_name].bias.fill_(bias)

@@ -27,7 +27,6 @@ from training.models.instance.yolact import VARIANTS as IMAGE_VARIANTS
 from training.models.instance.yolact import Yolact, YolactRaw, YolactSpec
 
 WARPED = ("pyramid", "outputs")
-LIKE_SCORES, LIKE_ROWS = 4.0, 8.0  # weights of imitation: about as much as the labels then say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,7 @@ class YolactEdge(TemporalModel, Yolact):
         return NonkeyRaw(raw, flows, mean_motion(flows[0], raw.size_hw))
 
     def imitation(self, raw: YolactRaw, wanted: YolactRaw) -> Losses:
-        """Losses "like_scores", "like_boxes", "like_coefficients", "like_prototypes", with weights.
+        """Losses "like_scores", "like_boxes", "like_coefficients" and "like_prototypes".
 
         The first three are divided by how many objects' rows a key frame would be sure of.
         """
@@ -139,9 +138,9 @@ class YolactEdge(TemporalModel, Yolact):
         boxes = imitated_rows(raw.deltas, wanted.deltas, sure)
         coefficients = imitated_rows(raw.coefficients, wanted.coefficients, sure)
         return {
-            "like_scores": scores * (LIKE_SCORES / count),
-            "like_boxes": boxes * (LIKE_ROWS / count),
-            "like_coefficients": coefficients * (LIKE_ROWS / count),
+            "like_scores": scores / count,
+            "like_boxes": boxes / count,
+            "like_coefficients": coefficients / count,
             "like_prototypes": imitated_maps(raw.prototypes, wanted.prototypes),
         }
 

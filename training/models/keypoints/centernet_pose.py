@@ -28,14 +28,13 @@ from training.layers.joint_snapping import snap_joints
 from training.layers.light_decoder import STRIDE
 from training.losses.heatmaps import absolute_error, penalty_reduced_focal_loss
 from training.models.base import Candidates, KeypointSpec, Losses, Recipe, Targets, Variant
+from training.models.detection.centernet import VARIANTS as BOX_VARIANTS
 from training.models.detection.centernet import (
-    HOURGLASS,
     CenterNet,
     CenterNetRaw,
     CenterNetSpec,
     mean_of,
 )
-from training.models.detection.centernet import VARIANTS as BOX_VARIANTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,28 +183,19 @@ def _of_boxes(name: str) -> Variant:
 
 
 VARIANTS: dict[str, Variant] = {
-    "small": Variant(  # its backbone is that of the hourglass for single people
+    "small": Variant(
         CenterNetPoseSpec(
             variant="small",
-            backbone=HOURGLASS,
-            backbone_args=(("channels", 64), ("num_stacks", 2), ("depth", 3)),
-            head_channels=64,
+            backbone="resnet18",
+            backbone_args=(("channels", (32, 48, 96, 160)),),
+            decoder_channels=(96, 64, 48, 48),
+            head_channels=96,
             has_shared_head=True,
-            min_overlap=0.5,
+            min_overlap=0.3,
             num_joint_peaks=50,
             **PERSON_JOINTS.fields(),
         ),
-        Recipe(
-            steps=3500,
-            batch=16,
-            lr=2e-3,
-            scale=(0.8, 1.6),
-            view_hw=(192, 256),  # of a whole frame most is empty street
-            focus=0.9,
-            ema_decay=0.998,
-            validate_every=500,
-            validate_images=100,
-        ),
+        Recipe(steps=3000, lr=1.5e-3, ema_decay=0.998, validate_every=1000, validate_images=100),
     ),
     "r50": _of_boxes("r50"),
     "hourglass": _of_boxes("hourglass"),

@@ -31,6 +31,7 @@ from training.losses.ohem import ohem_loss
 from training.models.base import Candidates, KeypointSpec, Losses, Model, Recipe, Targets, Variant
 
 NEGATIVES_PER_POSITIVE = 7
+LANDMARK_UNIT = 0.1  # of the anchor's size: errors below it count by their square, as published
 PRIOR = 0.01  # probability of a face at every anchor before training, of "sigmoid"
 
 
@@ -49,7 +50,6 @@ class RetinaFaceSpec(KeypointSpec):
             IoU of its box.
         matching: "iou" with one threshold, `positive_iou`, or "atss".
         box_loss: "smooth_l1" or "giou"; box_weight, landmark_weight: in the sum.
-        landmark_unit: of the anchor's size: smaller errors of a landmark count by their square.
         has_clipped_boxes: boxes end at the input's edges before they enter suppression.
     """
 
@@ -65,7 +65,6 @@ class RetinaFaceSpec(KeypointSpec):
     box_loss: str = "smooth_l1"
     box_weight: float = 2.0
     landmark_weight: float = 1.0
-    landmark_unit: float = 0.1
     has_clipped_boxes: bool = False
 
 
@@ -204,8 +203,9 @@ class RetinaFace(Model):
             num_marked += int(is_labelled.any(1).sum())
             offsets = raw.landmarks[image][positive].unflatten(1, (-1, 2)) * self.spec.variances[0]
             wanted = encode_points(truth[..., :2], raw.anchors[positive], 1.0)
-            unit = self.spec.landmark_unit
-            error = functional.smooth_l1_loss(offsets / unit, wanted / unit, reduction="none")
+            error = functional.smooth_l1_loss(
+                offsets / LANDMARK_UNIT, wanted / LANDMARK_UNIT, reduction="none"
+            )
             landmark_loss = landmark_loss + torch.where(is_labelled, error, 0.0).sum()
         scale = 1 / max(num_positive, 1)
         return {
@@ -349,7 +349,6 @@ VARIANTS: dict[str, Variant] = {
             matching="atss",
             box_loss="giou",
             landmark_weight=0.25,
-            landmark_unit=0.02,  # a fifth of a pixel of the smallest faces
             has_clipped_boxes=True,
         ),
         Recipe(
