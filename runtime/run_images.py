@@ -31,7 +31,7 @@ import runtime
 from runtime.contract.errors import EXIT_DONE, SinkError, SourceError, run_script
 from runtime.contract.files import replacing, write_json
 from runtime.pipeline.sources import image_decoding as decoding
-from runtime.predictor import FrameTicket, Predictor
+from runtime.predictor import Predictor
 from runtime.preprocess import Frame
 from runtime.results import Detections
 from runtime.sessions import BACKEND_NAMES
@@ -76,19 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = [file for file in files if file.name in ids]
     if files[0].is_explicit:
         read_image(files[0])  # so that a bad one is known before an engine is built
-    asked = options.inference_precision
-    backend_options = {} if asked is None else {"inference_precision": asked}
-    bundles = [options.bundle] if options.pose is None else [options.bundle, options.pose]
-    load = runtime.load if options.pose is None else runtime.load_topdown
-    with load(
-        *bundles,
-        options.backend,
-        options.precision,
-        allow_unverified=options.allow_unverified,
-        schedule="key",  # images have nothing to do with each other
-        **backend_options,
-    ) as predictor:
-        print(f"{predictor.backend} on {predictor.device}, {predictor.precision}")
+    with _load(options) as predictor:
+        engine = predictor.detector if isinstance(predictor, runtime.TopDown) else predictor
+        print(f"{engine.backend} on {engine.device}, {engine.precision}")
         started = time.perf_counter()
         tally = _run(predictor, files, ids, options)
         seconds = time.perf_counter() - started
@@ -106,6 +96,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{count} images, {len(tally.results)} detections, {count / seconds:.1f} images/s -> {out}"
     )
     return EXIT_DONE
+
+
+def _load(options: argparse.Namespace) -> Predictor | runtime.TopDown:
+    asked = options.inference_precision
+    engine: dict[str, Any] = {} if asked is None else {"inference_precision": asked}
+    engine |= {"backend": options.backend, "precision": options.precision}
+    engine |= {"allow_unverified": options.allow_unverified}
+    engine |= {"schedule": "key"}  # images have nothing to do with each other
+    if options.pose is None:
+        return runtime.load(options.bundle, **engine)
+    return runtime.load_topdown(options.bundle, options.pose, **engine)
 
 
 def find_images(pattern: str) -> list[ImageFile]:
@@ -158,7 +159,7 @@ def read_image_ids(path: Path) -> dict[str, int]:
 
 
 def _run(
-    predictor: Predictor,
+    predictor: Predictor | runtime.TopDown,
     files: list[ImageFile],
     ids: dict[str, int] | None,
     options: argparse.Namespace,
@@ -168,7 +169,7 @@ def _run(
     progress = _Progress(len(files))
     category_ids = predictor.manifest.category_ids
 
-    def take(file: ImageFile, frame: Frame, ticket: FrameTicket) -> None:
+    def take(file: ImageFile, frame: Frame, ticket: Any) -> None:
         detections = ticket.result()
         image_id = len(tally.images) + 1 if ids is None else ids[file.name]
         height, width = frame.shape[:2]
@@ -180,7 +181,7 @@ def _run(
             _write_annotated(Path(options.annotated), file, frame, detections, predictor.draw)
         progress.step()
 
-    waiting: tuple[ImageFile, Frame, FrameTicket] | None = None
+    waiting: tuple[ImageFile, Frame, Any] | None = None
     for file, frame in _read_all(files, tally.skipped):
         ticket = predictor.submit(frame, options.score_threshold, options.iou_threshold)
         if waiting is not None:

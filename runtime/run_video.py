@@ -27,7 +27,8 @@ from runtime.pipeline.stages import Pipeline
 from runtime.pipeline.stopping import StopSignal
 from runtime.tracking.counts import Counts
 from runtime.video_options import check_targets, parse
-from runtime.video_parts import Networks, Outputs, open_networks, open_outputs, open_sources
+from runtime.video_outputs import Outputs, open_outputs
+from runtime.video_parts import Networks, open_networks, open_sources
 
 _log = logging.getLogger("kestrel.run_video")
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run; print a summary at the end.
 
     Exit status 0, or 2 where something was not usable: at the start, or a source or an output that
-    was lost on the way while the others went on.
+    was lost on the way while the others went on, or an output took nothing of what it was given.
     """
     args = parse(argv)
     start_logging(args.log)
@@ -70,17 +71,31 @@ def _run(args: argparse.Namespace) -> int:
             stop=stop,
             is_wanted=lambda: outputs.is_wanted,
         )
-        summary = pipeline.run()
+        failure: Exception | None = None
+        try:
+            summary = pipeline.run()
+        except Exception as error:
+            if pipeline.summary is None or not _is_worth_telling(pipeline.summary):
+                raise
+            failure, summary = error, pipeline.summary
     if args.log == "json":
         _log_summary(summary, pipeline, networks, outputs)
     else:
         _print_summary(summary, pipeline, networks, outputs, args)
+    if failure is not None:
+        raise failure
     lost = [f"{each.name}: {each.error}" for each in summary.sources if each.error]
     if lost:
         raise SourceError(f"{len(lost)} of {len(summary.sources)} sources failed: {lost[0]}")
     if outputs.errors:
         raise outputs.errors[0]
+    outputs.check_use(summary.num_frames)
     return EXIT_DONE
+
+
+def _is_worth_telling(summary: RunSummary) -> bool:
+    """Of a run that ended with an error: whether every source was lost, and after frames."""
+    return summary.num_decoded > 0 and all(each.error for each in summary.sources)
 
 
 def _print_summary(
@@ -92,6 +107,8 @@ def _print_summary(
 ) -> None:
     """A line for all, after one for each source where there are several."""
     place = _place_for_words(args)
+    if place is None:  # closed, and `print` would take standard output for it
+        return
     if len(summary.sources) > 1:
         for source in summary.sources:
             print(describe_source(source), file=place)
@@ -137,8 +154,8 @@ def _counts_of(summary: RunSummary, networks: Networks) -> list[tuple[str, Count
     return [(source.name, each.counts) for source, each in rows if each.counts is not None]
 
 
-def _place_for_words(args: argparse.Namespace) -> TextIO:
-    """Standard output, unless results go there."""
+def _place_for_words(args: argparse.Namespace) -> TextIO | None:
+    """Standard output, unless results go there; None where it is closed."""
     return sys.stderr if args.json == STDOUT else sys.stdout
 
 

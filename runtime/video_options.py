@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from runtime.pipeline.sinks.json_lines import STDOUT
 from runtime.pipeline.sinks.opening import add_options, check_options
 from runtime.pipeline.sinks.video_file import SUFFIXES
 from runtime.pipeline.sources import scheme_of
+from runtime.pipeline.sources.network import as_shown
 from runtime.tracking.options import add_tracking, counting_of
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -109,12 +111,13 @@ def check_targets(args: argparse.Namespace) -> None:
     Raises:
         SourceError: one source twice.
         SinkError: an output that cannot be written.
-        ValueError: a line or zone that cannot be read.
+        ValueError: a line or zone that cannot be read; one bundle twice in --also.
     """
     counting_of(args)
+    names_of(args.also or ())
     twice = {uri for uri in args.sources if args.sources.count(uri) > 1}
     if twice:
-        raise SourceError(f"source {min(twice)} is given twice; expected different ones.")
+        raise SourceError(f"source {as_shown(min(twice))} is given twice; expected different ones.")
     bundle = Path(args.bundle)
     taken = [Path(each) for uri in args.sources for each in (uri, scheme_of(uri)[1])]
     taken.append(bundle)
@@ -124,7 +127,9 @@ def check_targets(args: argparse.Namespace) -> None:
             check_target(path, suffixes=SUFFIXES, taken=taken)
             taken.append(path)
     if args.json is not None and args.json != STDOUT:
-        check_target(Path(args.json), suffixes=JSON_SUFFIXES, taken=taken)
+        is_device = any(ask(Path(args.json)) for ask in (Path.is_char_device, Path.is_fifo))
+        suffixes = () if is_device else JSON_SUFFIXES  # /dev/null has none
+        check_target(Path(args.json), suffixes=suffixes, taken=taken)
         taken.append(Path(args.json))
     check_options(args, taken)
 
@@ -154,6 +159,27 @@ def videos_of(out: Path, uris: Sequence[str]) -> list[Path]:
             name += "_"
         names.append(name)
     return [Path(str(out).replace(SOURCE_FIELD, name)) for name in names]
+
+
+def names_of(bundles: Sequence[str]) -> list[str]:
+    """What tells bundles apart in results: each one's last part, or as much as no other has.
+
+    Args:
+        bundles: folders or .onnx files, as given.
+
+    Raises:
+        ValueError: one is given twice.
+    """
+    parts = [Path(os.path.normpath(Path.cwd() / each)).parts for each in bundles]
+    names = []
+    for bundle, own in zip(bundles, parts, strict=True):
+        if parts.count(own) > 1:
+            raise ValueError(f"--also {bundle} is given twice; expected different bundles.")
+        length = 1
+        while sum(each[-length:] == own[-length:] for each in parts) > 1:
+            length += 1
+        names.append("/".join(own[-length:]))
+    return names
 
 
 def _name_of(uri: str) -> str:

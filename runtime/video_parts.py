@@ -1,30 +1,23 @@
-"""What run_video.py is made of, opened as the command line asks: sources, networks, outputs."""
+"""What run_video.py is made of, opened as the command line asks: sources and networks."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from runtime.contract.errors import SourceError
-from runtime.pipeline.sinks import BufferedSink, Sink
-from runtime.pipeline.sinks.by_source import BySource
-from runtime.pipeline.sinks.coco import images_path
-from runtime.pipeline.sinks.json_lines import STDOUT, JsonLinesSink
-from runtime.pipeline.sinks.opening import open_shared, open_streams
-from runtime.pipeline.sinks.progress import ProgressSink
-from runtime.pipeline.sinks.video_file import open_video_sink
 from runtime.pipeline.sources import Source, open_source
 from runtime.pipeline.sources.looping import LoopingSource
+from runtime.pipeline.sources.network import as_shown
+from runtime.pipeline.sources.opening import open_together
+from runtime.pipeline.sources.raw_frames import reads_standard_input
 from runtime.pipeline.stages import Batches, Infers
-from runtime.pipeline.stopping import StopSignal
 from runtime.tracking.options import tracked
 from runtime.tracking.tracked import TrackedPredictor
-from runtime.video_options import videos_of
+from runtime.video_options import names_of
 
 if TYPE_CHECKING:
     from runtime.predictor import Predictor
@@ -34,12 +27,14 @@ if TYPE_CHECKING:
 
 
 def open_sources(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[Source]:
-    """Open every source; closed with the stack.
+    """Open every source; closed with the stack. Several are opened at once.
 
     Raises:
         SourceError: one cannot be opened or played again; an age for files.
     """
-    sources = [stack.enter_context(_open_source(uri, args.loops)) for uri in args.sources]
+    openers = [partial(_open_source, uri, args.loops) for uri in args.sources]
+    opened = open_together(openers) if len(openers) > 1 else [openers[0]()]
+    sources = [stack.enter_context(source) for source in opened]
     names = [source.name for source in sources]
     for name in names:
         if names.count(name) > 1:
@@ -58,15 +53,21 @@ def _open_source(uri: str, loops: int) -> Source:
     """The source, played `loops` times.
 
     Raises:
-        SourceError: a camera cannot be played again.
+        SourceError: a camera, or standard input, cannot be played again.
     """
     if loops == 1:
         return open_source(uri)
+    if reads_standard_input(uri):
+        raise SourceError(
+            f"source {uri} is standard input, which cannot be played {loops} times. Leave --loops "
+            "out, or name the file."
+        )
     source = LoopingSource(lambda: open_source(uri), loops)
     if source.is_live:
         source.close()
         raise SourceError(
-            f"source {uri} is a camera, which cannot be played {loops} times. Leave --loops out."
+            f"source {as_shown(uri)} is a camera, which cannot be played {loops} times. "
+            "Leave --loops out."
         )
     return source
 
@@ -108,7 +109,11 @@ def open_networks(
     first = _load(args.bundle, args, stack, is_first=True)
     networks = Networks(first)
     pose = None if args.pose is None else _load(args.pose, args, stack)
-    others = {Path(each).name: _load(each, args, stack) for each in args.also or ()}
+    also_of = args.also or ()
+    others = {
+        name: _load(each, args, stack)
+        for name, each in zip(names_of(also_of), also_of, strict=True)
+    }
     firsts = _streams_of(first, num_sources, networks, stack)
     rest = {name: _streams_of(each, num_sources, networks, stack) for name, each in others.items()}
     for place in range(num_sources):
@@ -196,100 +201,3 @@ def _streams_of(
     if predictor is networks.first and predictor.keyframes is not None:
         networks.streams.extend(streams)
     return streams
-
-
-# --- outputs
-
-
-@dataclass
-class Outputs:
-    """The sinks of a run.
-
-    Attributes:
-        sinks: for the pipeline.
-        asked: those that the user asked for, each by itself.
-    """
-
-    sinks: list[Sink] = field(default_factory=list)
-    asked: list[Sink] = field(default_factory=list)
-
-    @property
-    def errors(self) -> list[Exception]:
-        """What ended sinks."""
-        found = (getattr(sink, "error", None) for sink in self.asked)
-        return [error for error in found if error is not None]
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether a result still gets somewhere; True where nothing was asked for."""
-        return not self.asked or len(self.errors) < len(self.asked)
-
-
-def open_outputs(
-    args: argparse.Namespace,
-    sources: Sequence[Source],
-    category_ids: Sequence[int],
-    stop: StopSignal,
-) -> Outputs:
-    """Open all outputs; where one cannot be opened, those opened before it are removed.
-
-    Each has a thread and a queue of its own, unless the run is sequential.
-    """
-    outputs = Outputs()
-    videos = [] if args.out is None else videos_of(args.out, args.sources)
-    files = [*videos, *([] if args.json in (None, STDOUT) else [Path(args.json)])]
-    files += [] if args.coco is None else [args.coco, images_path(args.coco)]
-    new = [path for path in files if not path.exists()]
-    is_live = any(source.is_live for source in sources)
-    try:
-        if args.json is not None:
-            _add(outputs, JsonLinesSink(args.json), args, is_live=is_live)
-        for sink in open_shared(args, category_ids, stop.set):
-            _add(outputs, sink, args, is_live=is_live)
-        files_by_source = {
-            source.name: open_video_sink(
-                path, size_wh=source.size_wh, fps=source.fps, is_live=source.is_live
-            )
-            for source, path in zip(sources, videos, strict=bool(videos))
-        }
-        for by_source in (files_by_source, open_streams(args, sources)):
-            if by_source:
-                _add_by_source(outputs, by_source, args, sources)
-    except ValueError:
-        for sink in outputs.asked:
-            sink.close()
-        for path in new:
-            path.unlink(missing_ok=True)
-        raise
-    if sys.stderr.isatty() and args.log == "text":
-        promised = [source.num_promised for source in sources]
-        total = None if None in promised else sum(each or 0 for each in promised)
-        outputs.sinks.append(_buffered(ProgressSink(sys.stderr, total), args, is_live=True))
-    return outputs
-
-
-def _add(outputs: Outputs, sink: Sink, args: argparse.Namespace, *, is_live: bool) -> None:
-    buffered = _buffered(sink, args, is_live=is_live)
-    outputs.sinks.append(buffered)
-    outputs.asked.append(buffered)
-
-
-def _add_by_source(
-    outputs: Outputs,
-    by_source: dict[str, Sink],
-    args: argparse.Namespace,
-    sources: Sequence[Source],
-) -> None:
-    """A sink for each source, each with a thread of its own."""
-    buffered = {
-        source.name: _buffered(by_source[source.name], args, is_live=source.is_live)
-        for source in sources
-    }
-    outputs.sinks.append(BySource(buffered))
-    outputs.asked.extend(buffered.values())
-
-
-def _buffered(sink: Sink, args: argparse.Namespace, *, is_live: bool) -> Sink:
-    """A live source is not held up: what a sink cannot take in time is dropped and counted."""
-    keeps_all = sink.is_waited_for and not is_live
-    return sink if args.sequential else BufferedSink(sink, keeps_all=keeps_all)

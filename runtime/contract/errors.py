@@ -5,6 +5,7 @@ Every message says what came, what was expected and what to do.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -47,21 +48,39 @@ def run_script(main: Callable[[], int]) -> int:
 
     A traceback is left to our own bugs. Ctrl-C ends with the shell's usual 130.
     """
+    _fill_closed_descriptors()
     try:
         return main()
     except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        _say(f"error: {one_line(error)}")
         return EXIT_BAD_INPUT
     except ImportError as error:
         name = (error.name or "").split(".")[0] or "a package"
-        print(
-            f"error: {name} is missing or broken ({error}). See README.md for the extras.",
-            file=sys.stderr,
-        )
+        _say(f"error: {name} is missing or broken ({error}). See README.md for the extras.")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+        _say("stopped by Ctrl-C")
         return 130
+
+
+def _say(text: str) -> None:
+    if sys.stderr is not None:  # None: it is closed, and `print` would take standard output
+        print(text, file=sys.stderr)
+
+
+def _fill_closed_descriptors() -> None:
+    """Lead closed standard streams nowhere.
+
+    Else the next file that is opened gets such a number, and what libraries say is written into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 def one_line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ class SourceSummary:
         num_delivered: frames whose results every sink was given.
         dropped: every reason of REASONS -> frames.
         ages: milliseconds from capture until results were there; None without a frame.
-        num_reconnects: times that it was lost and came back.
+        num_reconnects: times that it was lost and came back, or came when others ran.
         num_promised: frames that the file's header promised, or None.
         state: at the end. error: why it failed, or "".
     """

@@ -8,6 +8,7 @@ from typing import Any
 from runtime.contract.errors import one_line
 from runtime.pipeline.accounting import CORRUPT, RunSummary, SourceSummary
 from runtime.pipeline.sinks import BufferedSink, Sink
+from runtime.pipeline.sources.base import SourceState
 from runtime.pipeline.timing import Spread, StageTimes
 
 
@@ -27,7 +28,9 @@ def describe_run(summary: RunSummary, times: StageTimes, *, is_whole: bool) -> s
     if summary.num_corrupt:
         parts.append(f"corrupt {summary.num_corrupt}")
     missing = (summary.num_promised or 0) - summary.num_decoded - summary.num_corrupt
-    if is_whole and not summary.was_stopped and missing > max(1, 0.01 * summary.num_decoded):
+    has_ended = all(each.state is SourceState.ENDED for each in summary.sources)
+    is_whole = is_whole and has_ended and not summary.was_stopped
+    if is_whole and missing > max(1, 0.01 * summary.num_decoded):
         parts.append(f"the header promised {summary.num_promised}: the file ends early")
     if summary.ages is not None:
         parts.append(_describe_ages(summary.ages))
@@ -63,20 +66,18 @@ def describe_source(summary: SourceSummary) -> str:
 
 def describe_sink(sink: Sink) -> str:
     """Where results went, and how many did not get there."""
-    if not isinstance(sink, BufferedSink):
-        return sink.target
-    lost = [
-        f"{word} {count}"
-        for word, count in (("dropped", sink.num_dropped), ("failed", sink.num_failed))
-        if count
-    ]
+    if isinstance(sink, BufferedSink):
+        counts = {"dropped": sink.num_dropped, "failed": sink.num_failed}
+    else:
+        counts = {"failed": sink.num_lost}
+    lost = [f"{word} {count}" for word, count in counts.items() if count]
     return f"{sink.target} ({', '.join(lost)})" if lost else sink.target
 
 
 def sink_to_json(sink: Sink) -> dict[str, Any]:
     """The same for logs."""
     if not isinstance(sink, BufferedSink):
-        return {"target": sink.target}
+        return {"target": sink.target, "failed": sink.num_lost}
     return {
         "target": sink.target,
         "written": sink.num_written,

@@ -180,6 +180,10 @@ class Lanes:
                 frame = lane.source.read()
             except NoFrameYet:
                 continue
+            except Exception as error:
+                lane.error = error
+                lane.source.set_state(SourceState.FAILED, one_line(error))
+                raise
             if frame is None:
                 lane.source.set_state(SourceState.ENDED)
                 break

@@ -140,6 +140,7 @@ class Pipeline:
         self._predictors = dict(zip(self.lanes.each, by_lane, strict=True))
         self._results: Ring[tuple[Lane, FrameResult]] = Ring(max(RESULT_RING, *batches))
         self._writer: _Worker | None = None
+        self.summary: RunSummary | None = None  # of a run that is over
 
     @property
     def num_written(self) -> int:
@@ -158,7 +159,7 @@ class Pipeline:
 
         Raises:
             Whatever a stage, or the last source, raised, once what was under way is written and
-            all is closed.
+            all is closed. What became of the frames is in `summary` then.
         """
         started = perf_counter()
         try:
@@ -175,10 +176,17 @@ class Pipeline:
             self._infer_all(take, deliver)
         except RingClosedError:
             pass  # the writing thread failed: its error is raised below
-        except BaseException:
-            self._finish(is_failed=True)
+        except BaseException as error:
+            self._finish(error)
+            self.summary = self._sum_up(started)
             raise
-        self._finish(is_failed=False)
+        first_error = self._finish(None)
+        self.summary = self._sum_up(started)
+        if first_error is not None:
+            raise first_error
+        return self.summary
+
+    def _sum_up(self, started: float) -> RunSummary:
         return RunSummary.of(
             tuple(lane.summary() for lane in self.lanes.each),
             seconds=perf_counter() - started,
@@ -299,13 +307,13 @@ class Pipeline:
 
     # --- the end
 
-    def _finish(self, *, is_failed: bool) -> None:
-        """Let threads end, close everything, and raise the first error unless one is under way."""
+    def _finish(self, under_way: BaseException | None) -> BaseException | None:
+        """Let threads end, close everything; the first error unless one is under way."""
         self.lanes.close()
         self._results.close()
         errors: list[BaseException] = []
         if self._writer is not None:
-            self._writer.join()
+            self._writer.join()  # sinks of `BufferedSink` bound their waits once it is stopped
             errors += [self._writer.error] if self._writer.error is not None else []
         hanging = self.lanes.join(LONGEST_JOIN_S)
         for lane in hanging:
@@ -313,6 +321,8 @@ class Pipeline:
         failed = [lane.error for lane in self.lanes.each if lane.error is not None]
         if len(failed) == len(self.sources):
             errors += failed[:1]
+        for sink in self.sinks:  # all finish at once: one that hangs takes no time of another's
+            sink.expect_no_more()
         closers = [sink.close for sink in self.sinks]
         # Closing a capture that is being read would crash.
         closers += [lane.source.close for lane in self.lanes.each if lane not in hanging]
@@ -321,10 +331,11 @@ class Pipeline:
                 close()
             except Exception as error:
                 errors.append(error)
-        for later in errors[0 if is_failed else 1 :]:
+        if under_way is not None:
+            errors = [under_way, *(error for error in errors if error is not under_way)]
+        for later in errors[1:]:
             _log.warning("%s", one_line(later))
-        if errors and not is_failed:
-            raise errors[0]
+        return errors[0] if errors else None
 
 
 class _Worker(threading.Thread):

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -44,8 +45,17 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.is_set = False  # a plain field: a handler must take no lock
+        self.set_at: float | None = None  # time.monotonic(); a plain field: no lock in a handler
         self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the run is to end."""
+        return self.set_at is not None
+
+    @is_set.setter
+    def is_set(self, value: bool) -> None:
+        self.set_at = (self.set_at or time.monotonic()) if value else None
 
     def set(self) -> None:
         """End as at the first signal; from any thread."""

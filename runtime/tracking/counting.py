@@ -177,7 +177,8 @@ class _ZoneCounter:
     def __init__(self, zone: Zone) -> None:
         self.count = ZoneCount(zone, {}, {}, {})
         self._corners = np.array(zone.corners_xy, np.float64)
-        self._last: dict[int, tuple[bool, str]] = {}  # whether it is inside, and its class
+        # Whether it is inside, its class, and whether it was ever beyond the margin.
+        self._last: dict[int, tuple[bool, str, bool]] = {}
 
     def update(self, seen: _Seen, alive_ids: Collection[int]) -> None:
         events = []
@@ -186,13 +187,15 @@ class _ZoneCounter:
         rows = zip(seen.ids, seen.names, is_inside, depths, seen.margins, strict=True)
         for track_id, name, now, depth, margin in rows:
             before = self._last.get(track_id)
+            is_sure = bool(depth > margin)
             if before is None:
-                self._last[track_id] = (bool(now), name)
-            elif before[0] != now and depth > margin:
-                self._last[track_id] = (bool(now), name)
-                events.append(Event(track_id, name, ENTERED if now else LEFT))
+                self._last[track_id] = (bool(now), name, is_sure)
+            elif is_sure and (before[0] != now or not before[2]):
+                self._last[track_id] = (bool(now), name, True)
+                if before[2]:  # else it was first seen on the rim, and may have come from here
+                    events.append(Event(track_id, name, ENTERED if now else LEFT))
         self._last = {key: value for key, value in self._last.items() if key in alive_ids}
-        inside = Counter(name for now, name in self._last.values() if now)
+        inside = Counter(name for now, name, _ in self._last.values() if now)
         self.count = dataclasses.replace(
             self.count,
             inside=dict(sorted(inside.items())),

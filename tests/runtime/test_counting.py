@@ -140,6 +140,18 @@ def test_who_appears_inside_is_inside_and_did_not_enter():
     assert (zone.inside, zone.entered) == ({"person": 1, "car": 1}, {})
 
 
+@pytest.mark.parametrize("xs", [(100.1, 90), (99.9, 150)], ids=["inside", "outside"])
+def test_who_is_first_seen_on_the_rim_neither_enters_nor_leaves(xs):
+    (zone,) = count([at((x, 200)) for x in xs], SQUARE)[-1].zones
+    assert (zone.entered, zone.left) == ({}, {})
+    assert zone.inside == ({"person": 1} if xs[-1] > 100 else {})
+
+
+def test_who_is_first_seen_on_the_rim_counts_from_its_first_sure_place():
+    (zone,) = count([at((x, 200)) for x in (100.1, 150, 50, 150)], SQUARE)[-1].zones
+    assert (zone.entered, zone.left) == ({"person": 1}, {"person": 1})
+
+
 def test_who_is_out_of_sight_stays_inside_until_the_track_ends():
     counting = Counting([], [SQUARE], CENTRE)
     counting.update(at((200, 200)), {1})

@@ -11,6 +11,7 @@ from runtime.contract.errors import SinkError
 from runtime.pipeline.sinks import disk_sync
 from runtime.pipeline.sinks.disk_sync import DiskSync
 from runtime.pipeline.sinks.json_lines import JsonLinesSink
+from runtime.pipeline.sinks.video_file import VideoFileSink
 
 
 def test_new_data_is_synced_to_the_disk_soon_and_at_the_end(tmp_path, monkeypatch):
@@ -48,4 +49,19 @@ def test_disk_that_does_not_take_it_is_told_at_the_next_write(tmp_path, monkeypa
     sink._sync._thread.join(PATIENCE_S)
     with pytest.raises(SinkError, match="did not get to the disk: Input/output error"):
         sink.write(result)
+    sink.close()
+
+
+@pytest.mark.parametrize("kind", ["lines", "video"])
+def test_disk_that_does_not_take_the_end_is_told_by_close(tmp_path, monkeypatch, kind):
+    def fail(descriptor):
+        raise OSError(5, "Input/output error")
+
+    if kind == "lines":
+        sink = JsonLinesSink(tmp_path / "a.jsonl")
+    else:
+        sink = VideoFileSink(tmp_path / "a.mp4", size_wh=(64, 48), fps=25.0)
+    monkeypatch.setattr(disk_sync, "_sync", fail)
+    with pytest.raises(SinkError, match="did not get to the disk: Input/output error"):
+        sink.close()
     sink.close()

@@ -293,6 +293,17 @@ def test_rtsp_server_that_does_not_take_it_costs_counted_frames(kind, caplog):
     assert caplog.text.count("\n") == 1
 
 
+@pytest.mark.parametrize("ends_before", [True, False], ids=["at-the-end", "on-the-way"])
+def test_rtsp_frames_sent_to_a_port_without_a_server_all_count_as_lost(ends_before):
+    sink = RtspPushSink(f"rtsp://127.0.0.1:{free_port()}/live", fps=30.0)
+    if ends_before:
+        num_sent = feed_until(sink, lambda: sink._num_unsure == 3)
+    else:
+        num_sent = feed_until(sink, lambda: sink.num_lost > 0)
+    sink.close()
+    assert sink.num_lost == num_sent > 0
+
+
 def test_rtsp_goes_on_when_the_server_is_back():
     with RtspRecorder() as first:
         url = f"rtsp://127.0.0.1:{first.port}/live"

@@ -6,16 +6,19 @@ import importlib.util
 import itertools
 import threading
 import time
+from email.message import Message
 
+import av
+import numpy as np
 import pytest
 from fake_camera import LONG_S, read_frame, wait_for
 from http_camera import HttpCamera, jpeg, part
-from pipeline_fakes import number_of, results_of
+from pipeline_fakes import number_of, picture, results_of
 
 from benchmarks.measure.numbered_pictures import read_number
 from runtime.contract.errors import SourceError
 from runtime.pipeline.sinks.video_file import VideoFileSink
-from runtime.pipeline.sources import open_source
+from runtime.pipeline.sources import gstreamer, network, open_source
 from runtime.pipeline.sources.base import SourceState
 
 
@@ -167,12 +170,8 @@ def test_server_is_waited_for_when_asked(camera):
 
 
 @pytest.fixture
-def film_url(tmp_path):
-    """A film of 40 numbered frames on a web server."""
-    sink = VideoFileSink(tmp_path / "film.mp4", size_wh=(64, 48), fps=25.0)
-    for result in results_of(40):
-        sink.write(result)
-    sink.close()
+def server_url(tmp_path):
+    """Of a web server of a folder's files."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -184,9 +183,19 @@ def film_url(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/film.mp4"
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def film_url(server_url, tmp_path):
+    """A film of 40 numbered frames on a web server."""
+    sink = VideoFileSink(tmp_path / "film.mp4", size_wh=(64, 48), fps=25.0)
+    for result in results_of(40):
+        sink.write(result)
+    sink.close()
+    return f"{server_url}/film.mp4"
 
 
 @pytest.mark.usefixtures("library")
@@ -201,3 +210,97 @@ def test_file_on_a_web_server_is_read_to_its_end_every_frame_of_it(film_url, tmp
     assert [number_of(f.image_bgr) for f in remote] == [number_of(f.image_bgr) for f in local]
     assert [f.time_s for f in remote] == pytest.approx([n / 25.0 for n in range(40)], abs=1e-3)
     assert [f.index for f in remote] == list(range(40))
+
+
+def write_stream(path, codec, num_frames=12):
+    """A film in a format without a header that tells its duration."""
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=25, width=64, height=48, pix_fmt=pixels)
+        for number in range(num_frames):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="bgr24")))
+        file.mux(stream.encode())
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.ts", "libx264"), ("a.h264", "libx264"), ("a.mjpeg", "mjpeg")]
+)
+def test_file_that_tells_no_duration_ends_all_the_same(server_url, tmp_path, name, codec):
+    write_stream(tmp_path / name, codec)
+    with open_source(f"{server_url}/{name}#rate=25") as source:
+        frames = list(source)
+        assert not source.is_live
+        assert source.state is SourceState.ENDED
+    with av.open(str(tmp_path / name)) as file:
+        pictures = [frame.to_ndarray(format="bgr24") for frame in file.decode(video=0)]
+    assert len(frames) == len(pictures) == 12
+    for frame, local in zip(frames, pictures, strict=True):
+        assert np.abs(frame.image_bgr.astype(int) - local).max() <= 3  # of two converters
+    assert [f.time_s for f in frames] == pytest.approx([n / 25.0 for n in range(12)], abs=1e-3)
+
+
+@pytest.mark.usefixtures("library")
+def test_single_picture_on_a_web_server_is_one_frame(server_url, tmp_path):
+    (tmp_path / "jpg").write_bytes(jpeg(7))
+    with open_source(f"{server_url}/jpg") as source:
+        assert [read_number(frame.image_bgr) for frame in source] == [7]
+
+
+@pytest.mark.parametrize("name", ["page", "page.html"])
+@pytest.mark.usefixtures("library")
+def test_web_page_is_told_to_be_no_video(server_url, tmp_path, name):
+    (tmp_path / name).write_text("<!DOCTYPE html><html><body>" + 500 * "hello " + "</body></html>")
+    with pytest.raises(SourceError, match="it is no video but a web page") as error:
+        open_source(f"{server_url}/{name}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "is_file"),
+    [
+        ("video/mp2t", "4700", True),
+        (None, "4700", True),
+        ("video/mp2t", None, False),
+        ("video/mp2t", "0", False),
+        ("multipart/x-mixed-replace; boundary=frame", "999999999", False),
+        ("application/vnd.apple.mpegurl", "300", False),
+    ],
+)
+def test_length_of_a_camera_or_a_list_says_nothing(kind, length, is_file):
+    headers = Message()
+    for name, value in (("Content-Type", kind), ("Content-Length", length)):
+        if value is not None:
+            headers[name] = value
+    assert network._has_length(headers) is is_file
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("rstp://admin:secret@10.0.0.5:554/live", "rstp://admin:***@10.0.0.5:554/live"),
+        ("rstp://admin:se/cr@et?secret#@cam/live", "rstp://admin:***@cam/live"),
+        ("rtsp//admin:secret@cam", "rtsp//admin:***@cam"),
+        ("rstp:admin:secret@cam", "rstp:admin:***@cam"),
+        ("admin:secret@cam/live", "admin:***@cam/live"),
+        ("video:rtsp://admin:secret@cam", "video:***@cam"),
+        ("rtsp://:secret@cam", "rtsp://:***@cam"),
+        ("rtsp://admin@cam:554/live", "rtsp://admin@cam:554/live"),
+        ("camra:0", "camra:0"),
+    ],
+)
+def test_password_is_not_shown_however_the_source_is_mistyped(uri, shown):
+    assert network.as_shown(uri) == shown
+
+
+@pytest.mark.parametrize("uri", ["rstp://admin:secret@cam/live", "rtsp//admin:secret@cam/a.jpg"])
+def test_error_about_a_mistyped_source_keeps_its_password(uri):
+    with pytest.raises(SourceError, match=r"admin:\*\*\*@cam") as error:
+        open_source(uri)
+    assert "secret" not in str(error.value)
+
+
+def test_password_in_a_pipeline_is_not_shown():
+    text = 'rtspsrc location=rtsp://a:secret@cam/x user-pw="se cret" ! decodebin'
+    shown = "rtspsrc location=rtsp://a:***@cam/x user-pw=*** ! decodebin"
+    assert gstreamer._without_passwords(text) == shown

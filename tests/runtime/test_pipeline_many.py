@@ -171,6 +171,33 @@ def test_run_ends_with_the_error_when_every_source_dies():
     assert len(sink.rows) == 14  # what was captured before is delivered
 
 
+@pytest.mark.parametrize("is_sequential", [True, False], ids=["sequential", "overlap"])
+def test_frames_are_accounted_for_when_every_source_dies(is_sequential, caplog):
+    source = NamedSource("a", 100, loses_at=5)
+    pipeline = Pipeline(source, NumberPredictor(), [NamedSink()], is_sequential=is_sequential)
+    with pytest.raises(SourceError, match="a was unplugged"):
+        pipeline.run()
+    assert pipeline.summary is not None
+    assert pipeline.summary.num_frames == 5
+    assert pipeline.summary.sources[0].error == "a was unplugged"
+    assert not caplog.records  # it is raised, and not said twice
+    assert_balanced(pipeline.summary)
+
+
+def test_all_sinks_hear_of_the_end_before_one_is_closed():
+    said = []
+
+    class Hearing(NamedSink):
+        def expect_no_more(self):
+            said.append("end")
+
+        def close(self):
+            said.append("close")
+
+    Pipeline([NamedSource("a", 3)], NumberPredictor(), [Hearing(), Hearing()]).run()
+    assert said == ["end", "end", "close", "close"]
+
+
 def test_predictor_begins_anew_with_the_first_frame_after_a_reconnect():
     class Restarting(NumberPredictor):
         def __init__(self):

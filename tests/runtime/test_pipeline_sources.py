@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -229,3 +231,37 @@ def test_unknown_scheme_is_an_error_that_names_the_nearest():
 def test_every_scheme_of_the_registry_has_its_class(scheme):
     with pytest.raises(SourceError):
         open_source(f"{scheme}:nothing/here")
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_first_frame_has_both_its_times_from_when_it_is_asked_for(tmp_path, monkeypatch, kind):
+    if kind == "video":
+        path = write_video(tmp_path / "a.mp4", 3)
+    else:
+        write_images(tmp_path, ["a.png"])
+        path = tmp_path / "a.png"
+    with open_source(str(path)) as source:
+        now_s, wall_s = time.perf_counter() + 100.0, time.time() + 100.0  # bundles loaded meanwhile
+        monkeypatch.setattr(time, "perf_counter", lambda: now_s)
+        monkeypatch.setattr(time, "time", lambda: wall_s)
+        frame = source.read()
+    read_at_s = frame.capture_ms / 1e3
+    assert frame.captured_at == pytest.approx(now_s - read_at_s, abs=1e-6)
+    assert frame.wall_time_s == pytest.approx(wall_s - read_at_s, abs=1e-5)
+
+
+class CorruptAtTheEnd(Missing):
+    """Finds at the end of each round that a frame was corrupt."""
+
+    def read(self):
+        frame = super().read()
+        if frame is None:
+            self.num_corrupt = 1
+        return frame
+
+
+def test_looped_source_counts_what_is_corrupt_at_the_end_of_each_round():
+    source = LoopingSource(CorruptAtTheEnd, 3)
+    num_frames = len(list(source))
+    assert source.num_corrupt == 3
+    assert source.num_decoded == num_frames

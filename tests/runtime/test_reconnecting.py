@@ -14,9 +14,11 @@ from runtime.contract.errors import SourceError
 from runtime.pipeline.sources import link, reconnecting
 from runtime.pipeline.sources.base import NoFrameYet, SourceState
 from runtime.pipeline.sources.connection import Picture
+from runtime.pipeline.sources.http_video import HttpSource
 from runtime.pipeline.sources.link import Mailbox, pauses_s
 from runtime.pipeline.sources.live_options import LiveOptions
-from runtime.pipeline.sources.reconnecting import ReconnectingSource
+from runtime.pipeline.sources.reconnecting import ReconnectingSource, joining_later
+from runtime.pipeline.sources.rtsp import RtspSource
 
 QUICK = LiveOptions(open_timeout_s=0.3, stall_timeout_s=0.3)
 PATIENT = LiveOptions(open_timeout_s=LONG_S, stall_timeout_s=LONG_S)
@@ -278,6 +280,48 @@ def test_source_is_waited_for_no_longer_than_asked(camera, open_it):
         open_it(LiveOptions(wait_s=0.2))
 
 
+def test_source_with_company_joins_when_it_comes(camera, open_it, caplog):
+    caplog.set_level(logging.INFO)
+    camera.is_there = False
+    with joining_later():
+        source = open_it(LiveOptions(wait_s=LONG_S))
+    assert source.state is SourceState.RECONNECTING
+    assert source.size_wh == (0, 0)
+    with pytest.raises(NoFrameYet):
+        source.read()
+    camera.is_there = True
+    assert number_of(read_frame(source).image_bgr) == 0
+    assert source.state is SourceState.RUNNING
+    assert source.size_wh == (64, 48)
+    assert source.num_reconnects == 1
+    assert caplog.text.count("reconnecting (nobody is there; it joins the others when it") == 1
+
+
+def test_source_with_company_that_hangs_holds_nobody_up(camera, open_it, monkeypatch):
+    monkeypatch.setattr(reconnecting, "HOLDS_UP_S", 0.1)
+    camera.opening_hangs = True
+    with joining_later():
+        source = open_it(LiveOptions(wait_s=LONG_S, open_timeout_s=LONG_S))
+    assert source.state is SourceState.RECONNECTING
+    camera.let_go.set()
+    assert number_of(read_frame(source).image_bgr) == 0
+
+
+def test_source_with_company_fails_once_it_was_waited_for(camera, open_it):
+    camera.is_there = False
+    with joining_later():
+        source = open_it(LiveOptions(wait_s=0.3))
+    with pytest.raises(SourceError, match=r"did not come in 0\.3 s: nobody is there"):
+        read_frame(source)
+    assert source.state is SourceState.FAILED
+
+
+def test_source_with_company_that_is_not_to_be_waited_for_is_an_error_at_once(camera, open_it):
+    camera.is_there = False
+    with joining_later(), pytest.raises(SourceError, match="cannot be opened: nobody is there"):
+        open_it()
+
+
 # --- the end
 
 
@@ -289,6 +333,27 @@ def test_source_that_shall_not_reconnect_ends_with_its_loss(camera, open_it):
         read_frame(source)
     assert source.state is SourceState.FAILED
     assert source.read() is None
+
+
+def test_loss_on_the_way_comes_with_advice_of_its_own(camera, open_it):
+    source = open_it(
+        LiveOptions(reconnects=False), advice="Wait for it.", advice_when_lost="Look at it."
+    )
+    read_frame(source)
+    camera.show("lost")
+    with pytest.raises(SourceError, match=r"the cable was pulled\. Look at it\.$"):
+        read_frame(source)
+
+
+@pytest.mark.parametrize("open_source", [RtspSource, HttpSource])
+def test_network_source_that_is_lost_is_not_told_to_be_waited_for(open_source, monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        ReconnectingSource, "__init__", lambda self, *_, **options: given.update(options)
+    )
+    open_source("127.0.0.1/live")
+    assert "#wait=60" in given["advice"]
+    assert "wait" not in given["advice_when_lost"]
 
 
 def test_bug_in_a_connection_is_raised_to_the_reader(camera, open_it):

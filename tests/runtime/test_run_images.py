@@ -2,13 +2,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 from tiny_bundle import CATEGORY_IDS, paint, write_tiny_bundle
 
+import runtime
 from runtime.contract.errors import run_script
+from runtime.contract.manifest import InputGeometry, Joints
+from runtime.poses import Poses
 from runtime.run_images import main
+from runtime.topdown import TopDown
 
 SCRIPT = Path(__file__).resolve().parents[2] / "runtime" / "run_images.py"
 SOURCE_PIXELS = 4.0
@@ -185,3 +191,47 @@ def test_script_runs_by_path_from_any_folder(bundle, images, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "3 images, 2 detections" in done.stdout
     assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_joints_of_people_are_written_with_their_boxes(run, images, bundle, monkeypatch):
+    def load_topdown(detector, pose, **options):
+        assert (detector, pose) == (str(bundle), "pose")
+        assert options["schedule"] == "key"
+        return TopDown(runtime.load(detector, **options), OneJoint())
+
+    class OneJoint:
+        """Finds its only joint in the middle of every crop."""
+
+        manifest = SimpleNamespace(
+            task="pose_crop",
+            classes=("red car",),
+            joints=Joints(("nose",), (), (), (0.05,)),
+            geometry=InputGeometry(48, 32),
+            crop_margin=1.25,
+        )
+
+        def batch(self, crops):
+            one, box = np.ones(1, np.float32), np.array([[0, 0, 32, 48]], np.float32)
+            joint = np.array([[[16, 24, 0.5]]], np.float32)
+            return [
+                Poses(box, one, np.zeros(1, np.int32), ("red car",), keypoints_xyc=joint,
+                      joints=self.manifest.joints)
+                for _ in crops
+            ]  # fmt: skip
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(runtime, "load_topdown", load_topdown)
+    status, results, _ = run(images, "--pose", "pose")
+    assert status == 0
+    (car,) = results
+    assert car["category_id"] == CATEGORY_IDS[2]
+    assert car["keypoints"][:2] == pytest.approx([80, 70], abs=SOURCE_PIXELS)
+
+
+def test_a_bundle_that_finds_no_joints_is_refused(run, images, bundle):
+    status, results, message = run(images, "--pose", str(bundle))
+    assert status == 2
+    assert results is None
+    assert "is of task 'detection'; expected 'pose_crop'" in message

@@ -19,11 +19,12 @@ from pipeline_fakes import (
 )
 from tiny_bundle import CLASSES, InputGeometry, paint, write_tiny_bundle
 
-from runtime.pipeline.accounting import RunSummary
-from runtime.pipeline.describing import describe_run
-from runtime.pipeline.sinks import FrameResult
+from runtime.pipeline.accounting import REASONS, RunSummary, SourceSummary
+from runtime.pipeline.describing import describe_run, describe_sink, sink_to_json
+from runtime.pipeline.sinks import FrameResult, NullSink
 from runtime.pipeline.sinks.video_file import VideoFileSink
 from runtime.pipeline.sources import Frame
+from runtime.pipeline.sources.base import SourceState
 from runtime.pipeline.timing import StageTimes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -292,6 +293,22 @@ def test_summary_counts_frames_drops_and_rate():
 )
 def test_summary_says_what_was_not_as_expected(changes, is_whole, says):
     assert says in describe_run(summary(**changes), StageTimes(), is_whole=is_whole)
+
+
+@pytest.mark.parametrize("state", list(SourceState))
+def test_file_ends_early_only_where_the_file_ended(state):
+    reasons = dict.fromkeys(REASONS, 0)
+    source = SourceSummary("film.mp4", 100, 90, reasons, None, 0, 300, state)
+    line = describe_run(summary(num_promised=300, sources=(source,)), StageTimes(), is_whole=True)
+    assert ("the file ends early" in line) == (state is SourceState.ENDED)
+
+
+def test_losses_of_a_sink_without_a_queue_are_told():
+    sink = NullSink()
+    assert describe_sink(sink) == "nowhere"
+    sink.num_lost = 3
+    assert describe_sink(sink) == "nowhere (failed 3)"
+    assert sink_to_json(sink) == {"target": "nowhere", "failed": 3}
 
 
 def test_summary_of_a_part_misses_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,13 +16,14 @@ from pipeline_fakes import decode_with_pyav
 from tiny_bundle import CLASSES, InputGeometry, paint, write_tiny_bundle
 from tiny_video_bundle import write_tiny_video_bundle
 
-from runtime import run_video, video_parts
+from runtime import run_video, video_outputs, video_parts
 from runtime.contract.errors import SourceError, run_script
 from runtime.pipeline.accounting import REASONS
-from runtime.pipeline.sinks import FrameResult
+from runtime.pipeline.sinks import FrameResult, buffered
 from runtime.pipeline.sinks.video_file import VideoFileSink
-from runtime.pipeline.sources import Frame, Source
-from runtime.video_options import videos_of
+from runtime.pipeline.sources import Frame, Source, open_source
+from runtime.pipeline.stopping import StopSignal
+from runtime.video_options import parse, videos_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "runtime" / "run_video.py"
@@ -150,6 +152,44 @@ def test_run_goes_on_without_a_camera_that_dies_and_ends_with_status_2(
     assert "left was unplugged" in said.out
     assert said.err.splitlines()[-1].startswith("error: 1 of 2 sources failed: left: left was")
     assert "left is lost; 1 of 2 sources go on" in caplog.text
+
+
+@pytest.mark.parametrize("log", ["text", "json"])
+@pytest.mark.parametrize("num_sources", [1, 2])
+def test_summary_is_told_when_every_source_is_lost(
+    bundle, monkeypatch, tmp_path, num_sources, log, capsys, caplog
+):
+    caplog.set_level("INFO")
+    cameras = {str(place): PaintedCamera(f"c{place}", 4, fails=True) for place in range(2)}
+    monkeypatch.setattr(video_parts, "open_source", cameras.get)
+    named = [word for place in range(num_sources) for word in ("--source", place)]
+    assert run(bundle, *named, "--json", tmp_path / "a.jsonl", "--log", log) == 2
+    said = capsys.readouterr()
+    if log == "text":
+        assert f"decoded {4 * num_sources}, dropped" in said.out.splitlines()[-1]
+        assert said.err.splitlines()[-1] == "error: c0 was unplugged"
+    else:
+        events = [getattr(record, "event", None) for record in caplog.records]
+        assert events[-2:] == ["summary", "error"]
+        assert events.count("source_summary") == num_sources
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["files", "file and camera"])
+def test_files_results_are_waited_for_without_limit_where_no_camera_waits(films, second, tmp_path):
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(open_source(str(films["left"])))]
+        sources += [PaintedCamera("0", 1)] if second else []
+        args = parse(
+            ["bundle", *(word for each in sources for word in ("--source", each.name))]
+            + ["--out", str(tmp_path / "{source}.mp4"), "--json", str(tmp_path / "a.jsonl")]
+        )
+        outputs = video_outputs.open_outputs(args, sources, (), StopSignal())
+        for sink in outputs.asked:
+            stack.callback(sink.close)
+        lines, film = outputs.asked[:2]
+        assert (lines.keeps_all, film.keeps_all) == (not second, True)
+        limits = {sink._longest_write_s for sink in outputs.asked}
+        assert limits == {buffered.LONGEST_WRITE_S if second else None}
 
 
 def test_frames_over_their_age_are_not_inferred(bundle, monkeypatch, tmp_path, capsys):

@@ -75,11 +75,16 @@ def test_run_fills_coco_and_webhook_with_the_same_results(bundle, film, tmp_path
     assert len(json.loads(coco.with_suffix(".images.json").read_text())) == 30
 
 
-def test_server_that_is_away_ends_no_run(bundle, film, tmp_path):  # noqa: F811
+def test_server_that_is_away_ends_no_run_but_is_told_by_the_exit_status(
+    bundle,  # noqa: F811
+    film,  # noqa: F811
+    tmp_path,
+):
     lines = tmp_path / "a.jsonl"
     options = ("--webhook", "http://127.0.0.1:9/", "--json", lines)
     done = run_script(bundle, "--source", film, *options, *BACKEND)
-    assert done.returncode == 0
+    assert done.returncode == 2
+    assert "error: output http://127.0.0.1:9/ took none of 30 results" in done.stderr
     assert len(lines.read_text().splitlines()) == 30
     assert "does not take results" in done.stderr
     assert "failed 30" in done.stdout

@@ -65,6 +65,9 @@ class Sink(ABC):
             SinkError: as of `write`.
         """
 
+    def expect_no_more(self) -> None:  # noqa: B027 - most sinks have nothing to do
+        """Be told that no result will come, before any sink of the run is closed."""
+
     @abstractmethod
     def close(self) -> None:
         """Finish the file; twice is harmless.
@@ -72,6 +75,10 @@ class Sink(ABC):
         Raises:
             SinkError: the rest cannot be written.
         """
+
+    def abandon(self) -> None:
+        """Close where the run does not start: what would be put in place at the end is not."""
+        self.close()
 
 
 class NullSink(Sink):

@@ -26,6 +26,10 @@ class BySource(Sink):
         for sink in self._sinks.values():
             sink.idle()
 
+    def expect_no_more(self) -> None:
+        for sink in self._sinks.values():
+            sink.expect_no_more()
+
     def close(self) -> None:
         errors = []
         for sink in self._sinks.values():

@@ -73,6 +73,14 @@ class CocoSink(Sink):
         finally:
             self._results.close()
 
+    def abandon(self) -> None:
+        """Close and leave what was there before."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._images.abandon()
+        self._results.abandon()
+
 
 def images_path(path: Path) -> Path:
     """Where the list of frames of a results file is: "a.json" -> "a.images.json"."""

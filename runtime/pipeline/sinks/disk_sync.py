@@ -42,18 +42,27 @@ class DiskSync:
             SinkError: the disk did not take what was written before.
         """
         self._has_news.set()
-        if self._error is not None:
-            error, self._error = self._error, None
+        self._tell()
+
+    def close(self) -> None:
+        """Sync what is new and end, without waiting for a disk that hangs.
+
+        Raises:
+            SinkError: as of `note`, where it was not raised before.
+        """
+        self._is_closing.set()
+        self._has_news.set()
+        self._thread.join(LONGEST_END_S)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Raise what the thread met, once."""
+        error, self._error = self._error, None
+        if error is not None:
             raise SinkError(
                 f"output {self._target} did not get to the disk: {one_line(error)}. "
                 "Is the disk in order?"
             )
-
-    def close(self) -> None:
-        """Sync what is new and end, without waiting for a disk that hangs."""
-        self._is_closing.set()
-        self._has_news.set()
-        self._thread.join(LONGEST_END_S)
 
     def _run(self) -> None:
         try:
@@ -64,7 +73,7 @@ class DiskSync:
                 self.num_syncs += 1
                 self._is_closing.wait(self._interval_s)
             _sync(self._descriptor)
-        except OSError as error:  # told by the next `note`
+        except OSError as error:  # told by the next `note` or `close`
             self._error = error
         finally:
             os.close(self._descriptor)

@@ -39,6 +39,11 @@ class JsonLinesSink(Sink):
                 make_folder(Path(path))
                 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
                 self._descriptor = os.open(path, flags, 0o666)
+            elif sys.stdout is None:  # closed by who started this process
+                raise SinkError(
+                    "--json - goes to standard output, which is closed; expected an open one. "
+                    "Name a file."
+                )
             else:
                 sys.stdout.flush()
                 self._descriptor = os.dup(sys.stdout.fileno())
@@ -70,12 +75,13 @@ class JsonLinesSink(Sink):
         if self._is_closed:
             return
         self._is_closed = True
-        if self._sync is not None:
-            self._sync.close()
         try:
             os.close(self._descriptor)
         except OSError as error:
             raise SinkError(f"output {self.target} cannot be closed: {one_line(error)}") from None
+        finally:
+            if self._sync is not None:
+                self._sync.close()
 
     def _take_back(self) -> None:
         if self._is_file:

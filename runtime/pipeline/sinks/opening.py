@@ -69,6 +69,8 @@ def open_shared(
 ) -> Iterator[Sink]:
     """Sinks that take the results of all sources, each opened when it is asked for.
 
+    Those that most often cannot be opened, on a network or a screen, come first.
+
     Args:
         args: with the options of `add_options`.
         category_ids: of the bundle's classes.
@@ -77,8 +79,6 @@ def open_shared(
     Raises:
         SinkError: one cannot be opened.
     """
-    if args.coco is not None:
-        yield CocoSink(args.coco, category_ids)
     if args.webhook is not None:
         yield WebhookSink(args.webhook)
     if args.mqtt is not None:
@@ -87,6 +87,8 @@ def open_shared(
         yield MjpegSink(args.mjpeg)
     if args.window:
         yield WindowSink(on_quit)
+    if args.coco is not None:
+        yield CocoSink(args.coco, category_ids)
 
 
 def open_streams(args: argparse.Namespace, sources: Sequence[Source]) -> dict[str, Sink]:

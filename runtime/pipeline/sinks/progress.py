@@ -15,6 +15,7 @@ class ProgressSink(Sink):
     """Rewrites one line a second: frames, frames a second, age, dropped frames."""
 
     target = "terminal"
+    is_waited_for = False
 
     def __init__(self, stream: TextIO, num_promised: int | None) -> None:
         self._stream = stream

@@ -32,7 +32,7 @@ class RtspPushSink(Sink):
 
     A process of its own talks to the server: FFmpeg would hold up all of Python's threads while a
     server does not answer. Where the server goes away the frames are lost and counted until it is
-    back.
+    back; those that were sent to a server that proves not to be there, too.
 
     Args:
         url: rtsp://[USER:PASSWORD@]HOST[:PORT]/PATH, where the server takes streams.
@@ -58,6 +58,7 @@ class RtspPushSink(Sink):
         self._timeout_s = timeout_s
         self._outage = Outage(self.target)
         self._line: _Line | None = None
+        self._num_unsure = 0  # sent on a line that may yet turn out to have no server
         self._is_closed = False
 
     def write(self, result: FrameResult) -> None:
@@ -71,19 +72,25 @@ class RtspPushSink(Sink):
                 self._line = _Line(self._url, self._rate, size_wh, self.target, self._timeout_s)
             is_taken = self._line.send(image, result.frame.time_s)
         except OSError as error:
-            self.num_lost += 1
+            self.num_lost += 1 + self._num_unsure
+            self._num_unsure = 0
             self._outage.begin(self._end_line() or one_line(error))
             return
+        self._num_unsure += 1
         if is_taken:
+            self._num_unsure = 0
             self._outage.end(self.num_lost)
 
     def close(self) -> None:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._line is not None:
-            self._line.finish()
+        line = self._line
+        if line is not None:
+            line.finish()
             self._end_line()
+            if not line.has_ended_well:
+                self.num_lost += self._num_unsure
 
     def _end_line(self) -> str:
         """End the publisher; its last words."""
@@ -145,6 +152,11 @@ class _Line:
             self._file.close()
         except self._errors:
             return
+
+    @property
+    def has_ended_well(self) -> bool:
+        """Whether the publisher passed on all that it was given, and is gone."""
+        return self._process.returncode == 0
 
     def end(self) -> str:
         """End the process; the last line that it said."""

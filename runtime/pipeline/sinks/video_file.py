@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -112,6 +113,9 @@ class VideoFileSink(Sink):
             if min(size_wh) > 0:
                 self._begin(size_wh)
         except self._errors as error:
+            self._is_broken = True
+            with contextlib.suppress(AttributeError, *self._errors):  # it may not be open
+                self.close()
             raise SinkError(
                 f"output {path} cannot be opened: {one_line(error)}. Choose another place."
             ) from None
@@ -152,8 +156,16 @@ class VideoFileSink(Sink):
             if not self._is_broken:
                 raise self._broken(error) from None
         finally:
-            if self._sync is not None:
-                self._sync.close()
+            self._end_sync()
+
+    def _end_sync(self) -> None:
+        if self._sync is None:
+            return
+        try:
+            self._sync.close()
+        except SinkError:
+            if not self._is_broken:  # else the file's end is told already
+                raise
 
     def _broken(self, error: Exception) -> SinkError:
         self._is_broken = True

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from runtime.contract.errors import SourceError
 from runtime.pipeline.sources.base import Frame, Image, Source
+from runtime.pipeline.sources.network import as_shown
 
 __all__ = ["Frame", "Image", "Source", "open_source", "scheme_of"]
 
@@ -50,9 +51,10 @@ def scheme_of(uri: str) -> tuple[str, str]:
         if scheme not in SOURCES:
             near = difflib.get_close_matches(scheme, list(SOURCES), n=1)
             hint = f" Did you mean {near[0]}:?" if near else ""
+            known = ", ".join(f"{name}:" for name in SOURCES)
             raise SourceError(
-                f"source {uri} has the unknown scheme {scheme!r}; expected a file, a folder, a "
-                f"camera's number, or one of {', '.join(f'{name}:' for name in SOURCES)}.{hint}"
+                f"source {as_shown(uri)} has the unknown scheme {scheme!r}; expected a file, a "
+                f"folder, a camera's number, or one of {known}.{hint}"
             )
         return scheme, rest
     path = Path(uri)

@@ -70,12 +70,13 @@ class Source(ABC):
         name: for people and for results.
         is_live: a camera: late frames are worthless, so the pipeline keeps the newest.
         fps: nominal frames a second, over 0.
-        size_wh: (width, height) of the first frame, in pixels.
+        size_wh: (width, height) of the first frame, in pixels; (0, 0) of a live source that is not
+            there yet.
         num_promised: frames that the header promises; None where there is no end or no promise.
         num_decoded: frames delivered by `read` so far.
         num_overtaken: frames that a newer one replaced before `read` came for them, so far.
         num_corrupt: frames that could not be decoded, so far.
-        num_reconnects: times that it was lost and came back, so far.
+        num_reconnects: times that it was lost and came back, so far; or came when others ran.
         state: what it is doing.
         on_state: called with the source, its new state and the reason, on the reader's thread.
     """

@@ -8,6 +8,7 @@ from runtime.contract.errors import SourceError
 from runtime.pipeline.sources.capture import quieten
 from runtime.pipeline.sources.connection import Connection, ConnectionLost
 from runtime.pipeline.sources.live_options import LiveOptions, device_options
+from runtime.pipeline.sources.network import without_password
 from runtime.pipeline.sources.opencv_connection import OpenCvConnection, open_timed
 from runtime.pipeline.sources.reconnecting import ReconnectingSource
 
@@ -67,7 +68,7 @@ class GStreamerSource(ReconnectingSource):
             )
         options = LiveOptions()
         super().__init__(
-            f"gst:{uri}",
+            f"gst:{_without_passwords(uri)}",
             lambda: _start(with_sink(uri), options, may_end=True),
             options,
             advice="Try it with gst-launch-1.0.",
@@ -106,6 +107,13 @@ def _start(pipeline: str, options: LiveOptions, *, may_end: bool) -> Connection:
     if capture is None:
         raise ConnectionLost("GStreamer does not start it")
     return OpenCvConnection(capture, may_end=may_end)
+
+
+def _without_passwords(pipeline: str) -> str:
+    """A pipeline's text as it may be shown."""
+    return re.sub(
+        r"(\b(?:user-pw|password)\s*=\s*)(\"[^\"]*\"|\S+)", r"\1***", without_password(pipeline)
+    )
 
 
 def _fraction(fps: float) -> str:

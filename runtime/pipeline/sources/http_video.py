@@ -37,6 +37,7 @@ class HttpSource(ReconnectingSource):
             lambda: connect(url, options, {"protocol_whitelist": PROTOCOLS}, may_end=True),
             options,
             advice="Check address, user and password; #wait=60 waits for it.",
+            advice_when_lost="Is its server in order?",
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from runtime.contract.errors import SourceError, one_line
 from runtime.pipeline.sources.base import Frame, Source
 from runtime.pipeline.sources.image_decoding import read_image
+from runtime.pipeline.sources.network import as_shown
 
 IMAGES_PER_SECOND = 10.0  # of the video that is made of them
 
@@ -46,8 +47,9 @@ class ImageSource(Source):
 
     def read(self) -> Frame | None:
         frame, self._first = self._first, None
-        if frame is not None:
-            frame.captured_at = time.perf_counter() - frame.capture_ms / 1000.0  # read when opened
+        if frame is not None:  # read when opened
+            frame.captured_at = time.perf_counter() - frame.capture_ms / 1000.0
+            frame.wall_time_s = time.time() - frame.capture_ms / 1000.0
             return frame
         return self._load()
 
@@ -101,9 +103,9 @@ def find_images(uri: str) -> list[Path]:
             what = "neither a file nor a folder, and no file matches it as a pattern"
         found = [each for each in found if each.is_file()]
     except OSError as error:
-        raise SourceError(f"source {uri} cannot be read: {one_line(error)}.") from None
+        raise SourceError(f"source {as_shown(uri)} cannot be read: {one_line(error)}.") from None
     if not found:
-        raise SourceError(f"source {uri} is {what}; expected images. Check the path.")
+        raise SourceError(f"source {as_shown(uri)} is {what}; expected images. Check the path.")
     return sorted(found, key=_natural_order)
 
 

@@ -33,19 +33,25 @@ class LoopingSource(Source):
         self._time_s = 0.0
 
     def read(self) -> Frame | None:
-        frame = self._source.read()
+        frame = self._read()
         if frame is None:
             if self.round_number == self._num_rounds:
                 return None
             self._start_again()
-            frame = self._source.read()
+            frame = self._read()
         if frame is None:
             return None
         frame.index = self.num_decoded
         frame.time_s = self._time_s = self._offset_s + frame.time_s
         self.num_decoded += 1
-        self.num_corrupt = self._corrupt_before + self._source.num_corrupt
         return frame
+
+    def _read(self) -> Frame | None:
+        """The next frame of this round; frames may be corrupt before it, and at the round's end."""
+        try:
+            return self._source.read()
+        finally:
+            self.num_corrupt = self._corrupt_before + self._source.num_corrupt
 
     def recycle(self, frame: Frame) -> None:
         self._source.recycle(frame)

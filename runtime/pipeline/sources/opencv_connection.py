@@ -33,6 +33,7 @@ class OpenCvConnection:
         capture: of OpenCV.
         fps: nominal, where it is known better than by the capture; else None.
         may_end: a capture that tells how many frames it has is a video with an end.
+        has_end: it is known to be one, whatever the capture tells.
         stall_timeout_s: of FFmpeg; a call that took so long gives a picture as old as that.
     """
 
@@ -42,6 +43,7 @@ class OpenCvConnection:
         *,
         fps: float | None = None,
         may_end: bool = False,
+        has_end: bool = False,
         stall_timeout_s: float | None = None,
     ) -> None:
         import cv2
@@ -51,10 +53,10 @@ class OpenCvConnection:
         code = int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xFFFFFFFF
         codec = code.to_bytes(4, "little").lower()
         # As in PyAvConnection: FFmpeg hands these over when the next picture begins.
-        self._is_late = stall_timeout_s is not None and codec in LATE_CODECS
+        self._is_late = stall_timeout_s is not None and not has_end and codec in LATE_CODECS
         self._last_grab_at = perf_counter()
         self.fps = fps or nominal_fps(capture.get(cv2.CAP_PROP_FPS), DEFAULT_FPS)
-        self.has_end = may_end and capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+        self.has_end = has_end or (may_end and capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0)
         self.num_corrupt = 0
         self._num_read = 0
 

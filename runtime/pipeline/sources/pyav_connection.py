@@ -34,6 +34,8 @@ JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"  # markers: what follows is the p
 # hands it over then: one frame interval late. So it came when the picture before was handed over.
 # When the stream ends it hands over what it has of the last one and fills the rest with an older.
 CUT_BY_THE_NEXT = ("rtsp", "mpegts")
+# What lies at the address is a list, or has no end whatever length the server makes up for it.
+LENGTH_SAYS_NOTHING = ("hls", "dash", "mpjpeg")
 
 
 class PyAvConnection:
@@ -43,7 +45,7 @@ class PyAvConnection:
         url: with user and password where there are any.
         options: timeouts and the rate.
         settings: FFmpeg's, of the demuxer and its protocol.
-        may_end: what has a length is a video with an end.
+        may_end: what has a length, in seconds or in bytes, is a video with an end.
 
     Raises:
         ConnectionLost: not there, no answer, or nothing that FFmpeg can read.
@@ -81,10 +83,13 @@ class PyAvConnection:
             raise
         self._reformatter = av.video.reformatter.VideoReformatter()
         self.fps = self._rate(options.fps)
-        self.has_end = may_end and self._container.duration is not None
+        self.has_end = may_end and self._has_length()
         self.num_corrupt = 0
+        self._num_read = 0
+        self._first_stamp_s: float | None = None
         self._is_late = (
-            self._container.format.name in CUT_BY_THE_NEXT
+            not self.has_end
+            and self._container.format.name in CUT_BY_THE_NEXT
             and self._stream.codec_context.name in ("h264", "hevc")
         )
         self._is_jpeg = self._stream.codec_context.name == "mjpeg"
@@ -93,6 +98,12 @@ class PyAvConnection:
         self._came_at: dict[int, float] = {}
         self._decoded: list[Any] = []
         self._packets = self._container.demux(self._stream)
+
+    def _has_length(self) -> bool:
+        """Whether it ends: MPEG-TS, bare H.264 and single pictures tell no duration, but a size."""
+        if self._container.duration is not None:
+            return True
+        return self._container.format.name not in LENGTH_SAYS_NOTHING and self._container.size > 0
 
     def _rate(self, asked: float | None) -> float:
         told = self._stream.average_rate or self._stream.base_rate
@@ -117,8 +128,17 @@ class PyAvConnection:
             self.num_corrupt += 1
             return None
         capture_ms = (perf_counter() - begun) * 1e3 + self._decode_ms
-        time_s = frame.time if self.has_end else None
+        time_s = self._time_of(frame) if self.has_end else None
+        self._num_read += 1
         return Picture(image, came_at, capture_ms, time_s, may_be_cut=self._is_late)
+
+    def _time_of(self, frame: Any) -> float:
+        """Seconds since the first picture, by the rate where there are no time stamps."""
+        if frame.time is None:
+            return self._num_read / self.fps
+        if self._first_stamp_s is None:
+            self._first_stamp_s = frame.time
+        return float(frame.time - self._first_stamp_s)
 
     def close(self) -> None:
         self._container.close()

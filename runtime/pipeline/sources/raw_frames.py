@@ -223,6 +223,13 @@ class RawFrameSource(Source):
         return np.asarray(cv2.cvtColor(self._stored, code, dst=buffer), np.uint8)
 
 
+def reads_standard_input(uri: str) -> bool:
+    """Whether a source's URI, scheme included, asks for what can be read only once."""
+    scheme, _, rest = uri.partition(":")
+    target = rest.removeprefix("//").partition("?")[0]
+    return scheme.lower() == "stdin" or (scheme.lower() == "raw" and target in ("", STDIN))
+
+
 def _choose_format(name: str, size_wh: tuple[int, int]) -> PixelFormat:
     form = PIXEL_FORMATS[check_choice("format", name, tuple(PIXEL_FORMATS))]
     width, height = size_wh

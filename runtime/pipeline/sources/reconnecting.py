@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from time import perf_counter
 
 from runtime.contract.errors import SourceError, one_line
@@ -18,8 +21,24 @@ STALLED_INTERVALS = 5.0
 GRACE_S = 1.0  # a library's own timeout may end a call so much later before the call counts as hung
 CLOSE_WAIT_S = 1.5
 LOOK_AGAIN_S = 0.1  # at the clocks, while nothing comes
+HOLDS_UP_S = 3.0  # others at the most, at the start
 
 _log = logging.getLogger(__name__)
+_joins_later: ContextVar[bool] = ContextVar("_joins_later", default=False)
+
+
+@contextlib.contextmanager
+def joining_later() -> Iterator[None]:
+    """A source that is opened meanwhile, on this thread, has company that it does not hold up.
+
+    If it has a time to be waited for (`LiveOptions.wait_s`) and is not there, it is opened
+    nevertheless, as reconnecting: with neither a size nor a rate before its first frame.
+    """
+    token = _joins_later.set(True)
+    try:
+        yield
+    finally:
+        _joins_later.reset(token)
 
 
 class ReconnectingSource(Source):
@@ -38,6 +57,7 @@ class ReconnectingSource(Source):
         connect: opens a connection; called on the link's thread.
         options: timeouts, and what to do at a loss.
         advice: what to do where it cannot be opened, a sentence.
+        advice_when_lost: what to do where it is lost on the way; default the same.
         most_hung: threads that may be left behind in calls that do not return. 0 for a device
             that only one can hold: it is not opened again before the call has returned.
 
@@ -46,7 +66,8 @@ class ReconnectingSource(Source):
             place in `Frame.index`, and are not in `num_decoded`.
 
     Raises:
-        SourceError: it cannot be opened, or gives no picture in the time that it is waited for.
+        SourceError: it cannot be opened, or gives no picture in the time that it is waited for; of
+            one that joins later (`joining_later`) `read` raises that.
     """
 
     def __init__(
@@ -56,6 +77,7 @@ class ReconnectingSource(Source):
         options: LiveOptions,
         *,
         advice: str = "Check its address.",
+        advice_when_lost: str | None = None,
         most_hung: int = 4,
     ) -> None:
         super().__init__(name, fps=options.fps or 30.0, is_live=True)
@@ -63,6 +85,7 @@ class ReconnectingSource(Source):
         self.num_overtaken = 0
         self._connect = connect
         self._advice = advice
+        self._advice_when_lost = advice if advice_when_lost is None else advice_when_lost
         self._most_hung = most_hung
         self._hung: list[Link] = []
         self._link: Link | None = None
@@ -74,12 +97,14 @@ class ReconnectingSource(Source):
         self._why_lost = ""
         self._last_size = (0, 0)
         self._is_closed = False
+        self._joins_later = _joins_later.get() and options.wait_s > 0.0
+        self._awaited_since = perf_counter()
         self._first: Frame | None = None
         try:
             self._first = self._await_first()
-        finally:
-            if self._first is None:
-                self.close()
+        except BaseException:
+            self.close()
+            raise
 
     def read(self) -> Frame | None:
         frame, self._first = self._first, None
@@ -114,9 +139,8 @@ class ReconnectingSource(Source):
 
     # --- the first picture
 
-    def _await_first(self) -> Frame:
-        """Wait for it as long as the options say."""
-        until = perf_counter() + self.options.wait_s
+    def _await_first(self) -> Frame | None:
+        """Wait for it as long as the options say; None where it joins later."""
         while True:
             try:
                 frame = self._next()
@@ -126,14 +150,25 @@ class ReconnectingSource(Source):
                 if frame is None:
                     raise SourceError(f"source {self.name} holds no frame; expected a video.")
             if frame is not None:
-                height, width = frame.image_bgr.shape[:2]
-                self.size_wh = (width, height)
                 return frame
-            if self._lost_at is not None and perf_counter() > until:
-                raise SourceError(
-                    f"source {self.name} did not come in {self.options.wait_s:g} s: "
-                    f"{self._why_lost}. {self._advice}"
-                )
+            if self._joins_later and perf_counter() - self._awaited_since > HOLDS_UP_S:
+                self._join_later("no picture yet")
+            if self.state is SourceState.RECONNECTING:
+                return None
+
+    def _join_later(self, why: str) -> None:
+        wait = f"it joins the others when it comes, in {self.options.wait_s:g} s"
+        self.set_state(SourceState.RECONNECTING, f"{why}; {wait}")
+
+    def _check_wait(self) -> None:
+        """Raise SourceError where what has never come was waited for long enough."""
+        if self._started_at is not None or self._lost_at is None:
+            return
+        if perf_counter() - self._awaited_since > self.options.wait_s:
+            raise SourceError(
+                f"source {self.name} did not come in {self.options.wait_s:g} s: "
+                f"{self._why_lost}. {self._advice}"
+            )
 
     def _has_newer(self) -> bool:
         """Whether pictures have come since; loading an engine may take a while."""
@@ -146,7 +181,7 @@ class ReconnectingSource(Source):
 
         Raises:
             NoFrameYet: nothing came in LONGEST_WAIT_S.
-            SourceError: lost for good.
+            SourceError: lost for good, or never there.
         """
         until = perf_counter() + LONGEST_WAIT_S
         while (left_s := until - perf_counter()) > 0:
@@ -168,6 +203,7 @@ class ReconnectingSource(Source):
                 return None
             else:
                 self._watch(link)
+        self._check_wait()
         raise NoFrameYet(f"{self.name}: no picture for {LONGEST_WAIT_S} s")
 
     def _linked(self, wait_s: float) -> Link | None:
@@ -217,12 +253,16 @@ class ReconnectingSource(Source):
         if self._started_at is None:
             if self.options.wait_s <= 0.0:
                 raise SourceError(f"source {self.name} cannot be opened: {reason}. {self._advice}")
-            if is_first:
+            if self._joins_later:
+                self._join_later(reason)
+                if is_first:
+                    raise NoFrameYet(f"{self.name} is not there yet")  # holds up nobody
+            elif is_first:
                 _log.info("%s: waiting for it (%s)", self.name, reason)
         elif not self.is_live or not self.options.reconnects:
             raise SourceError(
                 f"source {self.name} was lost after {self.num_decoded} frames: {reason}. "
-                f"{self._advice}"
+                f"{self._advice_when_lost}"
             )
         else:
             self.set_state(SourceState.RECONNECTING, reason)
@@ -236,6 +276,8 @@ class ReconnectingSource(Source):
             time_s = picture.time_s
         self._time_s = max(time_s, self._time_s + 1e-6)
         height, width = picture.image_bgr.shape[:2]
+        if self.size_wh == (0, 0):
+            self.size_wh = (width, height)
         if self._last_size not in ((0, 0), (width, height)):
             _log.info("%s: pictures are %dx%d now", self.name, width, height)
         self._last_size = (width, height)
@@ -255,7 +297,7 @@ class ReconnectingSource(Source):
         reason = ""
         if self._lost_at is not None:
             reason = f"after {perf_counter() - self._lost_at:.1f} s"
-            if self._started_at is not None:
-                self.num_reconnects += 1
             self._lost_at = None
+        if self.state is SourceState.RECONNECTING:
+            self.num_reconnects += 1
         self.set_state(SourceState.RUNNING, reason)

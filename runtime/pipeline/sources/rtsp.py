@@ -40,6 +40,7 @@ class RtspSource(ReconnectingSource):
             lambda: connect(url, options, settings, may_end=False),
             options,
             advice="Check address, user and password; #wait=60 waits for it.",
+            advice_when_lost="Is its server in order?",
         )
 
 

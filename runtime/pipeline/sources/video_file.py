@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runtime.contract.errors import SourceError
 from runtime.pipeline.sources.base import Frame, Source
+from runtime.pipeline.sources.network import as_shown
 from runtime.pipeline.sources.video_decoders import open_decoder
 
 
@@ -25,7 +26,7 @@ class VideoFileSource(Source):
         path = Path(uri)
         if not path.exists():
             raise SourceError(
-                f"source {uri} does not exist; expected a video file. Check the path."
+                f"source {as_shown(uri)} does not exist; expected a video file. Check the path."
             )
         if not path.is_file():
             raise SourceError(f"source {uri} is no file; expected a video, a folder or a camera.")
@@ -53,8 +54,9 @@ class VideoFileSource(Source):
 
     def read(self) -> Frame | None:
         frame, self._first = self._first, None
-        if frame is not None:
-            frame.captured_at = time.perf_counter() - frame.capture_ms / 1000.0  # read when opened
+        if frame is not None:  # read when opened
+            frame.captured_at = time.perf_counter() - frame.capture_ms / 1000.0
+            frame.wall_time_s = time.time() - frame.capture_ms / 1000.0
             return frame
         return None if self._is_closed else self._decode()
 
