@@ -62,16 +62,16 @@ class StackedHourglassPose(Model):
                 f"least one joint and sides of {LEAST_CELLS * STRIDE} pixels or more. Give data "
                 "with joints, or a larger --size."
             )
-        self.backbone = StackedHourglass(
+        self.network = StackedHourglass(
             spec.channels, spec.num_stacks, spec.depth, len(spec.joints)
         )
-        for conv in self.backbone.predict:  # nearly all of a heatmap is 0
+        for conv in self.network.predict:  # nearly all of a heatmap is 0
             nn.init.normal_(conv.weight, std=1e-3)
             nn.init.zeros_(conv.bias)
 
     def forward(self, images: Tensor) -> HourglassRaw:
         """Run the network on (B, 3, H, W) float32, normalised."""
-        _, heatmaps = self.backbone(images)
+        _, heatmaps = self.network(images)
         return HourglassRaw([each.float() for each in heatmaps])
 
     def loss(self, raw: HourglassRaw, targets: Targets) -> Losses:
