@@ -40,7 +40,7 @@ class PairNetwork(nn.Module):
         keys, later = images.chunk(2)
         _, state = self.model.key(keys)  # gradients reach what of it is for video
         with torch.no_grad():
-            wanted = self.model.key(later)[0]
+            wanted = self.model(later)
         return self.model.nonkey_raw(later, state), wanted
 
 

@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import Any, cast
 
-import numpy as np
-
 from runtime.contract.errors import SourceError, one_line
-from runtime.pipeline.sources.base import Image
+from runtime.pipeline.sources.av_pictures import AvPictures
 from runtime.pipeline.sources.capture import nominal_fps
 from runtime.pipeline.sources.connection import (
     ConnectionLost,
@@ -81,7 +79,7 @@ class PyAvConnection:
         except BaseException:
             self._container.close()
             raise
-        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._pictures = AvPictures()
         self.fps = self._rate(options.fps)
         self.has_end = may_end and self._has_length()
         self.num_corrupt = 0
@@ -123,7 +121,7 @@ class PyAvConnection:
             self.num_corrupt += 1
             return None
         try:
-            image = self._to_bgr(frame, take_buffer())
+            image = self._pictures.to_bgr(frame, take_buffer())
         except self._errors:  # a pixel format without a way to BGR
             self.num_corrupt += 1
             return None
@@ -177,19 +175,6 @@ class PyAvConnection:
         has_end = jpeg.rfind(JPEG_END) > jpeg.rfind(JPEG_SCAN)
         self._marks_ends |= has_end
         return bool(jpeg) and self._marks_ends and not has_end
-
-    def _to_bgr(self, frame: Any, buffer: Image | None) -> Image:
-        bgr = self._reformatter.reformat(frame, format="bgr24")
-        plane = bgr.planes[0]
-        rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(-1, plane.line_size)[: bgr.height]
-        picture = cast(Image, rows[:, : bgr.width * 3].reshape(bgr.height, bgr.width, 3))
-        turns = round(getattr(frame, "rotation", 0) / 90) % 4
-        if turns:
-            return np.ascontiguousarray(np.rot90(picture, turns))  # counter-clockwise, as told
-        if buffer is None or buffer.shape != picture.shape:
-            return np.array(picture)
-        np.copyto(buffer, picture)
-        return buffer
 
 
 def _reason(error: BaseException, begun: float, timeout_s: float) -> str:

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from runtime.contract.errors import SourceError
+from runtime.pipeline.sources.av_pictures import AvPictures
 from runtime.pipeline.sources.base import Image
 from runtime.pipeline.sources.capture import nominal_fps, open_capture, retrieve
 from runtime.pipeline.sources.image_decoding import LARGEST_FRAME_PIXELS
@@ -105,7 +104,7 @@ class PyavDecoder(VideoDecoder):
         except BaseException:
             self._file.close()
             raise
-        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._pictures = AvPictures()
         self.fps = nominal_fps(float(self._stream.guessed_rate or 0), DEFAULT_FPS)
         self.num_promised = self._promise()
         self._start_s = float((self._stream.start_time or 0) * (self._stream.time_base or 0))
@@ -126,7 +125,7 @@ class PyavDecoder(VideoDecoder):
     def decode(self, num_missing: int, buffer: Image | None) -> tuple[Image, float] | None:
         for frame in self._frames:
             try:
-                image = self._to_bgr(frame, buffer)
+                image = self._pictures.to_bgr(frame, buffer)
             except self._errors:  # a pixel format without a way to BGR
                 self.num_refused += 1
                 continue
@@ -160,19 +159,6 @@ class PyavDecoder(VideoDecoder):
                 continue
             num_errors = 0 if frames else num_errors
             yield from frames
-
-    def _to_bgr(self, frame: Any, buffer: Image | None) -> Image:
-        bgr = self._reformatter.reformat(frame, format="bgr24")
-        plane: Any = bgr.planes[0]
-        rows: Image = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: bgr.height]
-        picture: Image = rows[:, : bgr.width * 3].reshape(bgr.height, bgr.width, 3)
-        turns = round(getattr(frame, "rotation", 0) / 90) % 4
-        if turns:
-            return np.ascontiguousarray(np.rot90(picture, turns))  # counter-clockwise, as told
-        if buffer is None or buffer.shape != picture.shape:
-            buffer = np.empty_like(picture, order="C")
-        np.copyto(buffer, picture)
-        return buffer
 
 
 class OpencvDecoder(VideoDecoder):
