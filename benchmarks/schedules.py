@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 if not __package__:  # run by path: import from the repository root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.measure.fingerprint import describe_libraries, describe_machine
+from benchmarks.measure.fingerprint import describe_bundle, describe_libraries, describe_machine
 from runtime.contract.errors import EXIT_DONE, KestrelError, run_script
 from runtime.contract.files import write_json
 from runtime.keyframes import KeyframeOptions
@@ -32,21 +32,20 @@ FRAMES_PER_S = 25
 KEY_INTERVAL = 5  # of "adaptive": LONGEST times it is the longest way without a key frame
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What a schedule came to on all clips.
+@dataclass(slots=True)
+class Tally:
+    """What a schedule has come to so far.
 
     Attributes:
-        name: "fixed 5", "adaptive 0.4 px" or "key".
-        key_share: of the frames that are key frames, 0..1.
-        scores: mask_AP, AP ... over all frames, 0..1.
-        reasons: why key frames came.
+        keyframes: its options.
+        results: COCO's entries of all frames.
+        num_key: frames that were key frames. reasons: why they came.
     """
 
-    name: str
-    key_share: float
-    scores: dict[str, float]
-    reasons: dict[str, int]
+    keyframes: KeyframeOptions
+    results: list[dict[str, Any]] = field(default_factory=list)
+    num_key: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     machine = describe_machine()  # before we make it busy
     from runtime.contract.bundle import Bundle
+    from runtime.predictor import Predictor
     from runtime.sessions import open_session
 
     bundle = Bundle.open(args.bundle, allow_unverified=args.allow_unverified)
@@ -64,11 +64,12 @@ def main(argv: list[str] | None = None) -> int:
         )
     options = {"inference_precision": "f32"} if args.backend == "openvino" else {}
     session = open_session(bundle, args.backend, args.precision, **options)
-    rows = []
     with contextlib.closing(session):
-        for name, keyframes in _schedules(args).items():
-            rows.append(_run(name, keyframes, session, bundle.manifest, args))
-            _print(rows[-1], is_first=len(rows) == 1)
+        rows = _run(_schedules(args), session, bundle.manifest, args)
+        what_ran = describe_bundle(
+            Predictor(session, bundle.manifest, owns_session=False), args.bundle
+        )
+    _print(rows)
     document = {
         "schema": SCHEMA,
         "kind": "schedules",
@@ -76,12 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         "command": " ".join(["python", *(sys.argv if argv is None else [sys.argv[0], *argv])]),
         "data": {"name": args.data, "split": args.split, "kind": args.kind, "clips": args.clips,
                  "frames": args.frames},
-        "rows": [
-            {"name": r.name, "key_share": r.key_share, "scores": r.scores, "reasons": r.reasons}
-            for r in rows
-        ],
-        "bundle": {"model": bundle.manifest.model, "variant": bundle.manifest.variant,
-                   "backend": session.backend, "precision": session.precision},
+        "rows": rows,
+        "bundle": what_ran,
         "machine": machine,
         "libraries": describe_libraries(),
     }  # fmt: skip
@@ -116,7 +113,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _schedules(args: argparse.Namespace) -> dict[str, KeyframeOptions]:
+def _schedules(args: argparse.Namespace) -> dict[str, Tally]:
     never = float("inf")
     common: dict[str, Any] = {"worst_share": never, "max_key_age_ms": never}
     schedules = {} if args.no_key else {"key": KeyframeOptions("key", **common)}
@@ -126,13 +123,13 @@ def _schedules(args: argparse.Namespace) -> dict[str, KeyframeOptions]:
         schedules[f"adaptive {change:g} px"] = KeyframeOptions(
             "adaptive", KEY_INTERVAL, max_change_px=change, **common
         )
-    return schedules
+    return {name: Tally(options) for name, options in schedules.items()}
 
 
 def _run(
-    name: str, keyframes: KeyframeOptions, session: Any, manifest: Any, args: argparse.Namespace
-) -> Row:
-    from runtime.predictor import Predictor
+    schedules: dict[str, Tally], session: Any, manifest: Any, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Each clip on every schedule in turn; a row of the record for each schedule."""
     from training.data.clips import open_clips
     from training.metrics.detection import GroundTruth, score_boxes
     from training.metrics.instance import score_masks
@@ -145,39 +142,55 @@ def _run(
             f"{', '.join(manifest.classes)}. Give clips of its own classes."
         )
     truth = GroundTruth(source.classes, source.category_ids)
-    results: list[dict[str, Any]] = []
-    num_key, num_frames = 0, 0
-    reasons: Counter[str] = Counter()
-    for index in range(min(args.clips, len(source))):
+    num_clips, num_frames = min(args.clips, len(source)), 0
+    for index in range(num_clips):
         clip = source[index]
-        with contextlib.closing(
-            Predictor(session, manifest, owns_session=False, keyframes=keyframes)
-        ) as predictor:
-            for place in range(len(clip)):
-                sample = clip.frame(place)
-                truth.add(sample)
-                found = predictor(sample.image, SCORE_FLOOR, time_s=place / FRAMES_PER_S)
-                results += found.to_coco(sample.image_id, source.category_ids)
-            summary = predictor.keyframes
-        assert summary is not None
-        num_key += summary.num_key
-        num_frames += len(clip)
-        reasons.update(summary.reasons)
-    coco = truth.as_coco()
-    scores = score_masks(coco, results) | score_boxes(coco, results)
-    known = {key: value for key, value in scores.items() if value == value}
-    return Row(name, num_key / num_frames, known, dict(reasons.most_common()))
+        samples = [clip.frame(place) for place in range(len(clip))]
+        num_frames += len(samples)
+        for sample in samples:
+            truth.add(sample)
+        for tally in schedules.values():
+            _run_clip(tally, samples, session, manifest, source.category_ids)
+        print(f"clip {index + 1} of {num_clips}", file=sys.stderr)
+    coco, rows = truth.as_coco(), []
+    for name, tally in schedules.items():
+        scores = score_masks(coco, tally.results) | score_boxes(coco, tally.results)
+        rows.append(
+            {
+                "name": name,
+                "key_share": tally.num_key / num_frames,
+                "scores": {key: value for key, value in scores.items() if value == value},
+                "reasons": dict(tally.reasons.most_common()),
+            }
+        )
+    return rows
 
 
-def _print(row: Row, *, is_first: bool) -> None:
-    if is_first:
-        print(f"{'schedule':18}{'key frames':>12}{'mask AP':>10}{'AP':>10}  why key frames came")
-    why = ", ".join(f"{reason} {count}" for reason, count in row.reasons.items())
-    print(
-        f"{row.name:18}{100 * row.key_share:>10.1f} %{row.scores['mask_AP']:>10.4f}"
-        f"{row.scores['AP']:>10.4f}  {why}",
-        flush=True,
-    )
+def _run_clip(
+    tally: Tally, samples: list[Any], session: Any, manifest: Any, category_ids: tuple[int, ...]
+) -> None:
+    from runtime.predictor import Predictor
+
+    with contextlib.closing(
+        Predictor(session, manifest, owns_session=False, keyframes=tally.keyframes)
+    ) as predictor:
+        for place, sample in enumerate(samples):
+            found = predictor(sample.image, SCORE_FLOOR, time_s=place / FRAMES_PER_S)
+            tally.results += found.to_coco(sample.image_id, category_ids)
+        summary = predictor.keyframes
+    assert summary is not None
+    tally.num_key += summary.num_key
+    tally.reasons.update(summary.reasons)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    print(f"{'schedule':18}{'key frames':>12}{'mask AP':>10}{'AP':>10}  why key frames came")
+    for row in rows:
+        why = ", ".join(f"{reason} {count}" for reason, count in row["reasons"].items())
+        print(
+            f"{row['name']:18}{100 * row['key_share']:>10.1f} %"
+            f"{row['scores']['mask_AP']:>10.4f}{row['scores']['AP']:>10.4f}  {why}"
+        )
 
 
 if __name__ == "__main__":
