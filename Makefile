@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 DEMO := out/demo
 BUNDLE := $(DEMO)/retinanet
 EXPORTED := $(DEMO)/.exported
-EXTRAS := runtime,cpu,rtx,video,track,webhook,mqtt,train,export,benchmarks,dev
+EXTRAS := runtime,cpu,rtx,video,track,webhook,mqtt,web,train,export,benchmarks,dev
 EXPORT_SOURCES := $(shell find export training runtime/contract runtime/engines -name '*.py') \
 	$(wildcard weights/*.safetensors)
 

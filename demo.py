@@ -1,15 +1,22 @@
-"""The main job on the embedded clip: detect on video, measure latency, say where things lie.
+"""Run the main job on the embedded clip: detect on video, measure latency, say where things lie.
 
 `make demo` exports the shipped detector to a bundle first and then runs this.
+
+Examples:
+  python demo.py
+      On the bundle of `make demo`.
+  python demo.py --bundle runs/retinanet --out out/mine
+      On another bundle.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+from runtime.contract.manual import ScriptParser
 
 ROOT = Path(__file__).resolve().parent
 CLIP = ROOT / "assets" / "street.mp4"
@@ -68,9 +75,14 @@ def summarise(bundle: Path, out: Path) -> str:
 
 def main() -> None:
     """Run the demo."""
-    parser = argparse.ArgumentParser(description="Run a bundle on the embedded clip.")
-    parser.add_argument("--bundle", type=Path, default=Path("out/demo/retinanet"))
-    parser.add_argument("--out", type=Path, default=Path("out/demo"))
+    parser = ScriptParser(__doc__)
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=Path("out/demo/retinanet"),
+        help="a bundle with its proof",
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder of the results")
     args = parser.parse_args()
     video, results = args.out / "annotated.mp4", args.out / "detections.jsonl"
     source = ("--source", CLIP)

@@ -1,13 +1,18 @@
-"""Score COCO results against a data set: `benchmarks/accuracy.py results.json --data PATH`.
+"""Score COCO results against a data set.
 
 The results are those of `runtime/run_images.py`, so the score is of the artifact as it is used:
 its own preprocessing, engine and suppression. Results with a `segmentation` get the AP of their
 masks beside that of their boxes, and those with `keypoints` the scores of their joints.
+
+Examples:
+  python benchmarks/accuracy.py results.json --data data/mine --split val
+      AP of what run_images.py wrote for the images of a split.
+  python benchmarks/accuracy.py results.json --data data/mine --split val --out scores.json
+      The same, written as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,14 +23,15 @@ if not __package__:  # run by path: import from the repository root, not from th
 
 from runtime.contract.errors import EXIT_DONE, KestrelError, run_script
 from runtime.contract.files import write_json
+from runtime.contract.manual import ScriptParser
 
 
 def main() -> int:
     """Print the scores; write them as JSON where asked."""
-    parser = argparse.ArgumentParser(description="Score COCO results against a data set.")
+    parser = ScriptParser(__doc__)
     parser.add_argument("results", type=Path, help="what runtime/run_images.py wrote")
     parser.add_argument("--data", required=True, help="a COCO, VOC or YOLO folder, or street")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", default="test", help="train, val or test")
     parser.add_argument("--images", type=Path, help="default: RESULTS.images.json, where it is")
     parser.add_argument("--out", type=Path, help="write the scores as JSON")
     args = parser.parse_args()

@@ -1,10 +1,16 @@
 """Say how much AP a precision costs, and how sure that is: a paired bootstrap over images.
 
-python benchmarks/accuracy_drop.py runs/retinanet --precision int8 --against fp32 --data street
-
 Both precisions run on the same labelled images through the runtime's own path, and boxes are scored
 as COCO does; of bundles with joints the joints, by object keypoint similarity. The verdict is on
 the upper bound of the drop, not on the drop itself.
+
+Examples:
+  python benchmarks/accuracy_drop.py runs/retinanet --images 2000
+      int8 against fp32 on the street's test split.
+  python benchmarks/accuracy_drop.py runs/mine --precision int8 --data data/mine --max-drop 0.005
+      On your own data; the verdict fails where AP may have fallen by more than 0.005.
+  python benchmarks/accuracy_drop.py runs/mine --precision mixed --data data/mine --out drop.json
+      Of the mix of int8 and fp16, with a record.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ from benchmarks.measure.joint_overlap import joint_overlap
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, KestrelError, run_script
 from runtime.contract.files import write_json
 from runtime.contract.joint_matching import OTHER_SIGMA
+from runtime.contract.manual import ScriptParser
 
 SCHEMA = 1
 SCORE_FLOOR = 0.001  # results below it hardly enter AP
@@ -80,19 +87,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="How much AP does a precision cost?")
+    parser = ScriptParser(__doc__, statuses={1: "the upper bound is over --max-drop"})
     parser.add_argument("bundle", help="a bundle's folder")
     parser.add_argument("--precision", default="int8", help="what is judged; default int8")
     parser.add_argument("--against", default="fp32", help="what it is held against; default fp32")
     parser.add_argument("--backend", default="auto", help="of both; default: the first that works")
     parser.add_argument("--data", default="street", help="street, or a COCO, VOC or YOLO folder")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", default="test", help="train, val or test")
     parser.add_argument("--images", type=int, help="the first N of the split; default: all")
     parser.add_argument(
         "--min-side", type=float, default=0.0, help="leave out objects with a shorter box, px"
     )
-    parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--max-drop", type=float, help="of AP, 0..1, for the upper bound of 95 %%")
     parser.add_argument("--out", type=Path, help="write the record as JSON")
     args = parser.parse_args(argv)

@@ -1,11 +1,14 @@
 """Kill recordings at random moments (kill -9) and look at what they leave.
 
-python benchmarks/kill_while_recording.py --kills 50 --out record.json
-
 Cameras (MP4, MKV, AVI) and a film are recorded in turn: annotated video and JSON lines, through the
 runtime's own pipeline, with an engine that sleeps. Every video must open, with its frames whole, in
-order and at their times; every JSON line must parse; and at most the last second may be lost. Exit
-status 1 where one of that failed.
+order and at their times; every JSON line must parse; and at most the last second may be lost.
+
+Examples:
+  python benchmarks/kill_while_recording.py --kills 50 --out record.json
+      Fifty kills, and a record.
+  python benchmarks/kill_while_recording.py --kills 4 --seed 7
+      A few, at other moments.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from benchmarks.measure.fingerprint import describe_libraries, describe_machine
 from benchmarks.measure.recording import ENGINE_MS, FPS, KINDS, MOST_LOST_S, SIZE_WH, kill_once
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, run_script
 from runtime.contract.files import write_json
+from runtime.contract.manual import ScriptParser
 from runtime.pipeline.sinks.base import check_target
 
 SCHEMA = 1
@@ -87,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Kill recordings and look at what they leave.")
+    parser = ScriptParser(__doc__, statuses={1: "one of that failed"})
     parser.add_argument("--kills", type=int, default=50, help="how many; default 50")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default 0")
     parser.add_argument("--out", type=Path, help="JSON record")

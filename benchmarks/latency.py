@@ -1,6 +1,12 @@
 """Measure how long a frame takes, stage by stage: a table, latency.json and latency.html.
 
-python benchmarks/latency.py runs/retinanet --source street.mp4 --out runs/retinanet/latency
+Examples:
+  python benchmarks/latency.py runs/retinanet --source street.mp4
+      p50, p90, p99 and the longest of each stage over 500 frames; the page is in out/latency.
+  python benchmarks/latency.py runs/retinanet --source street.mp4 --backend onnxruntime --threads 1
+      One backend with one thread.
+  python benchmarks/latency.py runs/retinanet --source 0 --frames 1000 --out runs/retinanet/latency
+      With this machine's camera.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ from benchmarks.measure.process import Usage, read_usage
 from benchmarks.report.latency import format_latency_table, render_latency_page
 from runtime.contract.errors import EXIT_DONE, SourceError, run_script
 from runtime.contract.files import write_text
+from runtime.contract.manual import ScriptParser
 from runtime.pipeline.sinks.base import check_target, make_folder
 from runtime.pipeline.sources import Source
 from runtime.pipeline.stopping import StopSignal
@@ -89,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure how long a frame takes.")
+    parser = ScriptParser(__doc__)
     parser.add_argument("bundle", help="a bundle's folder, or one .onnx file")
     parser.add_argument(
         "--source",

@@ -1,12 +1,17 @@
 """Prove the live pipeline's promises on synthetic cameras and an engine that sleeps.
 
-python benchmarks/live.py age --seconds 600       # 30 fps, 100 ms an engine call: ages, accounts
-python benchmarks/live.py stalls --seconds 60     # 8 cameras, one stalls 5 s at a time
-python benchmarks/live.py soak --frames 200000    # memory, descriptors and threads stay
-python benchmarks/live.py overhead --frames 1500  # a frame's period over the engine's own
-
 Everything is the runtime's own - reader threads, letterbox, batching, drawing, sinks - but for the
-camera and the network. Exit status 1 where a promise was not kept.
+camera and the network.
+
+Examples:
+  python benchmarks/live.py age --seconds 600
+      A camera of 30 fps, 100 ms an engine call: ages, and where each frame went.
+  python benchmarks/live.py stalls --seconds 60
+      8 cameras, of which one stalls 5 s at a time.
+  python benchmarks/live.py soak --frames 200000
+      Memory, descriptors and threads stay what they are.
+  python benchmarks/live.py overhead --frames 1500
+      A frame's period over the engine's own.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from benchmarks.measure.live_runs import run_age, run_overhead, run_stalls
 from benchmarks.measure.soak import run_soak
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, run_script
 from runtime.contract.files import write_json
+from runtime.contract.manual import ScriptParser
 from runtime.pipeline.sinks.base import check_target
 
 SCHEMA = 1
@@ -71,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Prove the live pipeline's promises.")
+    parser = ScriptParser(__doc__, statuses={1: "a promise was not kept"})
     proofs = parser.add_subparsers(dest="proof", required=True)
     for name, unit, default, words in (
         ("age", "seconds", 60.0, "how old the results of a camera are that outruns the engine"),

@@ -1,12 +1,18 @@
 """Give the runtime damaged images and videos, and say what came of each.
 
-    python benchmarks/malformed.py --out malformed.json
-
 Whole files of every codec at hand are cut, flipped, overwritten and spliced, headers more than
 payload. A damaged file that reaches lines of our sources, or messages of the libraries, that none
 reached before is damaged further. Each is read to its end in a process of its own kind that is
 restarted when it dies. Allowed are frames, counted skips, and an error of one line; a crash, a
-hang, another exception, memory or open files that are not given back are findings: exit status 1.
+hang, another exception, memory or open files that are not given back are findings.
+
+Examples:
+  python benchmarks/malformed.py --out malformed.json
+      1,000 files, and a record.
+  python benchmarks/malformed.py --num-trials 100 --seed 7 --keep findings
+      Fewer and other ones; files of findings are kept.
+  python benchmarks/malformed.py --decoder opencv
+      Videos by OpenCV, as where PyAV is not installed.
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ from benchmarks.measure.fingerprint import describe_libraries, describe_machine
 from benchmarks.measure.whole_files import WholeFile, make_whole_files
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, run_script
 from runtime.contract.files import write_json
+from runtime.contract.manual import ScriptParser
 from runtime.pipeline.sinks.base import check_target
 
 SCHEMA = 1
@@ -302,9 +309,9 @@ def _describe_status(status: int) -> str:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--num-trials", type=int, default=1000, help="default 1000")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = ScriptParser(__doc__, statuses={1: "there are findings"})
+    parser.add_argument("--num-trials", type=int, default=1000, help="damaged files; default 1000")
+    parser.add_argument("--seed", type=int, default=0, help="the same damages the same")
     parser.add_argument("--decoder", choices=("pyav", "opencv"), default="pyav", help="of videos")
     parser.add_argument("--limit-s", type=float, default=30.0, help="for one file; default 30")
     parser.add_argument(

@@ -1,11 +1,15 @@
 """Kill an RTSP server and start it again, many times, under a source that is being read.
 
-python benchmarks/reconnect.py --times 20 --out reconnect.json
-
 The server is a process of Debian's packages whose pictures carry the time as a number, so that a
 picture delivered twice, or from before the restart, would show. It stays away for a time drawn
 anew each time. The verdict: a frame within --within seconds after the server listens again, each
 time; numbers that only rise; as many threads and descriptors at the end as after the first frame.
+
+Examples:
+  python benchmarks/reconnect.py --times 20 --out reconnect.json
+      Twenty restarts, and a record.
+  python benchmarks/reconnect.py --times 5 --seconds 0.7 --longest-away 3 --transport udp
+      A shorter run, over UDP.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from benchmarks.measure.numbered_pictures import read_number
 from benchmarks.measure.rtsp_process import PACKAGES, RtspServer, has_rtsp_server
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, KestrelError, run_script
 from runtime.contract.files import write_json
+from runtime.contract.manual import ScriptParser
 from runtime.pipeline.sources import Source, open_source
 from runtime.pipeline.sources.base import NoFrameYet
 
@@ -204,16 +209,14 @@ def _held() -> tuple[int, int]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Kill an RTSP server and start it again, many times, under a source."
-    )
-    parser.add_argument("--times", type=int, default=20, help="default 20")
+    parser = ScriptParser(__doc__, statuses={1: "a promise was not kept"})
+    parser.add_argument("--times", type=int, default=20, help="that it is killed; default 20")
     parser.add_argument("--within", type=float, default=2.0, help="seconds allowed; default 2")
     parser.add_argument("--seconds", type=float, default=2.0, help="of reading between; default 2")
     parser.add_argument(
         "--longest-away", type=float, default=6.0, help="seconds that it stays away; default 6"
     )
-    parser.add_argument("--transport", choices=("tcp", "udp"), default="tcp")
+    parser.add_argument("--transport", choices=("tcp", "udp"), default="tcp", help="of RTSP")
     parser.add_argument("--seed", type=int, default=0, help="of the times that it stays away")
     parser.add_argument("--out", type=Path, help="the record, as JSON")
     args = parser.parse_args(argv)

@@ -1,10 +1,15 @@
-"""Compare key-frame schedules of a video bundle: what share of key frames buys what mask AP.
-
-python benchmarks/schedules.py runs/mine --kind mixed --clips 12
+r"""Compare key-frame schedules of a video bundle: what share of key frames buys what mask AP.
 
 Every schedule runs the same labelled clips through the runtime's own path; "mixed" clips of the
 street stand still and move fast in turn. One frame is under way at a time, and whether frames
 between key frames pay is not asked, so the same bundle gives the same choices everywhere.
+
+Examples:
+  python benchmarks/schedules.py runs/yolact_edge
+      All schedules on 12 clips of the street.
+  python benchmarks/schedules.py runs/yolact_edge --clips 4 --intervals 5 --changes-px 0.5 1 \
+      --out schedules.json
+      A few of them, and a record.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ if not __package__:  # run by path: import from the repository root, not from th
 from benchmarks.measure.fingerprint import describe_bundle, describe_libraries, describe_machine
 from runtime.contract.errors import EXIT_DONE, KestrelError, run_script
 from runtime.contract.files import write_json
+from runtime.contract.manual import ScriptParser
 from runtime.keyframes import KeyframeOptions
 
 SCHEMA = 1
@@ -89,22 +95,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What do key-frame schedules buy?")
+    parser = ScriptParser(__doc__)
     parser.add_argument("bundle", help="folder of a bundle for video")
     parser.add_argument("--data", default="street", help="street, or a COCO folder of video")
-    parser.add_argument("--split", default="val")
+    parser.add_argument("--split", default="val", help="train, val or test")
     parser.add_argument("--kind", default="mixed", help="of the street's clips")
-    parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--clips", type=int, default=12, help="how many")
     parser.add_argument("--frames", type=int, default=40, help="of each of the street's clips")
-    parser.add_argument("--intervals", type=int, nargs="*", default=[2, 3, 4, 5, 8])
+    parser.add_argument(
+        "--intervals", type=int, nargs="*", default=[2, 3, 4, 5, 8], help="of fixed schedules"
+    )
     parser.add_argument(
         "--changes-px", type=float, nargs="*", default=[0.2, 0.4, 0.8, 1.6],
         help="max_change_px of adaptive schedules",
     )  # fmt: skip
     parser.add_argument("--no-key", action="store_true", help="leave out key frames alone")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--precision")
-    parser.add_argument("--allow-unverified", action="store_true")
+    parser.add_argument("--backend", default="auto", help="default: the first that works")
+    parser.add_argument("--precision", help="default: as of the runtime")
+    parser.add_argument(
+        "--allow-unverified", action="store_true", help="run what failed its verification"
+    )
     parser.add_argument("--out", type=Path, help="write the record as JSON")
     args = parser.parse_args(argv)
     for name in ("clips", "frames"):

@@ -1,15 +1,19 @@
 """Compare PyTorch, ONNX Runtime and OpenVINO on one network: a table and a JSON record.
 
-python benchmarks/speed.py out/demo/retinanet --checkpoint weights/retinanet_small.safetensors
-
 All run in one go, in interleaved rounds, on the same frames, from a uint8 picture of network size
 to detections in NumPy: normalisation, network, decode, selection and suppression are in it; reading
 and resizing the frame are not. Ratios are against ONNX Runtime in float32.
 
-python benchmarks/speed.py runs/yolact --drawn 1280x720
+With --drawn the runtime is measured from a frame of that size to the frame with its results drawn:
+fitting it into the network's input, engine, results in source pixels, masks, boxes and labels.
 
-measures the runtime from a frame of that size to the frame with its results drawn: fitting it into
-the network's input, engine, results in source pixels, masks, boxes and labels.
+Examples:
+  python benchmarks/speed.py runs/retinanet
+      Every backend and precision that is here.
+  python benchmarks/speed.py runs/retinanet --checkpoint weights/retinanet_small.safetensors
+      PyTorch beside them, eager and compiled.
+  python benchmarks/speed.py runs/yolact --drawn 1280x720 --threads 2 --out speed.json
+      From the camera's frame to drawn masks, with two threads each, and a record.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from benchmarks.report.speed import format_speed_table
 from runtime.contract.bundle import Bundle, hash_file
 from runtime.contract.errors import EXIT_DONE, KestrelError, SessionError, run_script
 from runtime.contract.files import write_json
+from runtime.contract.manual import ScriptParser
 from runtime.pipeline.sinks.base import check_target
 from runtime.preprocess import Letterbox
 from runtime.sessions.cpu_flags import is_bf16_fast
@@ -145,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Compare backends on one network.")
+    parser = ScriptParser(__doc__)
     parser.add_argument("bundle", help="a bundle's folder")
     parser.add_argument(
         "--checkpoint", type=Path, help="that the bundle was made of: adds PyTorch to the table"
@@ -155,7 +160,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--drawn", type=_parse_size, metavar="WIDTHxHEIGHT", help="frame of this size to drawing"
     )
-    parser.add_argument("--rounds", type=int, default=12, help="default 12")
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each; default 12")
     parser.add_argument("--turn-seconds", type=float, default=1.0, help="of a peer a round; 1")
     parser.add_argument("--rest-seconds", type=float, default=0.3, help="before a turn; 0.3")
     parser.add_argument("--threads", type=int, help="of every peer; default: their own choice")

@@ -1,11 +1,15 @@
-"""How well ids follow objects, on the street's clips with their true tracks.
-
-python benchmarks/tracking.py runs/retinanet --clips 8 --out FILE
+"""Say how well ids follow objects, on the street's clips with their true tracks.
 
 Tracked are the objects' own boxes, damaged (some missing, some of low score, all trembling), and
 what the bundle finds; at the clips' 25 frames a second and with frames left out. Beside it stand
 the same sure results with the id of the object that each is of: what is missing there is the
 detector's.
+
+Examples:
+  python benchmarks/tracking.py runs/retinanet
+      IDF1, MOTA and switches on 8 clips, at 25 frames a second and less.
+  python benchmarks/tracking.py runs/retinanet --clips 2 --steps 1 5 --out tracking.json
+      Fewer clips, two rates, and a record.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from benchmarks.measure.identity import Boxes, IdentityScores, score_clip, true_
 from benchmarks.report.text_table import format_table
 from runtime.contract.errors import EXIT_DONE, KestrelError, run_script
 from runtime.contract.files import write_json
+from runtime.contract.manual import ScriptParser
 from runtime.results import Detections
 from runtime.tracking.byte_track import TrackerOptions
 from runtime.tracking.tracked import TrackedPredictor
@@ -97,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="How well do ids follow objects?")
+    parser = ScriptParser(__doc__)
     parser.add_argument("bundle", help="a bundle of the street's classes")
     parser.add_argument("--backend", default="auto", help="default: the first that works")
     parser.add_argument("--precision", help="default: as of the runtime")

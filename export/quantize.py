@@ -1,9 +1,19 @@
-"""Add int8 to a bundle: `python export/quantize.py runs/retinanet --data PATH`.
+"""Add int8 to a bundle, and prove it; with a budget of AP also a mix of int8 and fp16.
 
 Ranges are found on frames like those the bundle will see: a folder of pictures, a video, a data
 set's training split. The other precisions, their proof and their engines stay as they are.
 With `--ap-budget 0.005` a search adds "mixed" as well: int8 as far as AP falls by no more than that
 on the validation split of the labelled data, fp16 elsewhere.
+
+Examples:
+  python export/quantize.py runs/retinanet
+      Calibrated on 128 frames of the street's training split.
+  python export/quantize.py runs/mine --data data/mine --images 256 --method entropy
+      On your own frames, with another way to choose ranges.
+  python export/quantize.py runs/mine --data street.mp4 --verify none
+      On a video of the camera; without a proof.
+  python export/quantize.py runs/mine --data data/mine --proof-data data/mine --ap-budget 0.005
+      Adds mixed, too: at most 0.005 of AP lost.
 """
 
 from __future__ import annotations
@@ -17,6 +27,7 @@ if not __package__:  # run by path: import from the repository root, not from th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, KestrelError, run_script
+from runtime.contract.manual import ScriptParser
 
 METHODS = ("mse", "percentile", "entropy", "max")
 NUM_IMAGES = 128
@@ -65,25 +76,32 @@ def search_options(args: argparse.Namespace, data: str) -> Any:
 
 def main() -> int:
     """Quantise and verify; exit status 1 where the verdict on int8 is "fail"."""
-    parser = argparse.ArgumentParser(description="Add int8 to a bundle.")
+    parser = ScriptParser(__doc__, statuses={1: 'int8 is there, but its verdict is "fail"'})
     parser.add_argument("bundle", type=Path, help="its folder; it must hold fp32")
-    parser.add_argument(
+    group = parser.add_argument_group("calibration")
+    group.add_argument(
         "--data", help="street, a data set, a folder of pictures or a video; default: street"
     )
-    parser.add_argument("--images", type=int, help=f"evenly spread; default {NUM_IMAGES}")
-    parser.add_argument("--method", choices=METHODS, help="of choosing ranges; default mse")
-    parser.add_argument(
+    group.add_argument("--images", type=int, help=f"evenly spread; default {NUM_IMAGES}")
+    group.add_argument("--method", choices=METHODS, help="of choosing ranges; default mse")
+    group.add_argument(
         "--calibration", type=Path, help="a calibration.json, in place of finding ranges again"
     )
-    parser.add_argument(
+    group.add_argument(
         "--heads",
         choices=("float", "int8"),
         help="heads' last convolutions; default: as in --calibration, else float",
     )
-    parser.add_argument("--checkpoint", type=Path, help="for the proof; default: the shipped one")
-    parser.add_argument("--proof-data", help="labelled frames; default: those of the last proof")
-    parser.add_argument("--verify", choices=("quick", "full", "none"), default="quick")
-    parser.add_argument("--max-ap-drop", type=float, default=0.01, help="of 0..1; else: fail")
+    group = parser.add_argument_group("proof")
+    group.add_argument("--checkpoint", type=Path, help="for the proof; default: the shipped one")
+    group.add_argument("--proof-data", help="labelled frames; default: those of the last proof")
+    group.add_argument(
+        "--verify",
+        choices=("quick", "full", "none"),
+        default="quick",
+        help="64 images, the whole split, or no proof",
+    )
+    group.add_argument("--max-ap-drop", type=float, default=0.01, help="of 0..1; else: fail")
     add_search_arguments(parser)
     args = parser.parse_args()
     if args.calibration and args.images is not None:

@@ -1,15 +1,18 @@
-"""Say what a bundle, an ONNX file or an engine is, and what is wrong with it.
+"""Say what a bundle, an ONNX file or an engine is, and what is wrong with it; or compare two.
 
-    python export/show.py runs/street                    a bundle's folder
-    python export/show.py runs/street/model.fp16.onnx    one file
-    python export/show.py runs/street runs/other         what differs
-
-Exit status: 0 where nothing is wrong, 1 where problems were found, 2 for bad input.
+Examples:
+  python export/show.py runs/retinanet
+      A bundle: its network, precisions, proof and engines.
+  python export/show.py runs/retinanet/model.fp32.onnx --layers
+      One file, with what each of its layers computes in.
+  python export/show.py runs/retinanet runs/mine
+      What differs between two.
+  python export/show.py runs/retinanet --compiled --json
+      With what the CPU backends here make of it, for machines.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,13 +21,12 @@ if not __package__:  # run by path: import from the repository root, not from th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, run_script
+from runtime.contract.manual import ScriptParser
 
 
 def main() -> int:
     """Show one path, or two and their differences."""
-    parser = argparse.ArgumentParser(
-        description="Print and check a bundle, an ONNX file or an engine; two are compared."
-    )
+    parser = ScriptParser(__doc__, statuses={1: "problems were found"})
     parser.add_argument("path", type=Path, help="a bundle's folder, an .onnx or an .engine file")
     parser.add_argument("other", type=Path, nargs="?", help="say what differs from this one")
     parser.add_argument("--layers", action="store_true", help="list every layer's precision")

@@ -1,4 +1,16 @@
-"""Export a checkpoint to a bundle of ONNX graphs: `python export/to_onnx.py --model retinanet`."""
+r"""Export a checkpoint to a bundle: a folder of ONNX graphs that are proven against PyTorch.
+
+Examples:
+  python export/to_onnx.py --model retinanet
+      The shipped detector to runs/retinanet, in fp32 and fp16.
+  python export/to_onnx.py --model retinanet --precision fp32 fp16 int8 --out runs/street
+      With int8, calibrated on frames of the training split.
+  python export/to_onnx.py --model retinanet --checkpoint runs/train/mine/best.safetensors \
+      --data data/mine --out runs/mine
+      A checkpoint of your own, proven on your own data.
+  python export/to_onnx.py --model hourglass --verify none
+      Without the proof; the runtime then takes it with --allow-unverified alone.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +25,7 @@ if not __package__:  # run by path: import from the repository root, not from th
 from export.quantize import add_search_arguments, search_options
 from export.verify import MAX_AP_DROP, QUICK_IMAGES, check_ap_drop, verify_bundle
 from runtime.contract.errors import EXIT_DONE, EXIT_VERDICT_FAIL, KestrelError, run_script
+from runtime.contract.manual import ScriptParser
 
 PRECISIONS = ("fp32", "fp16", "int8")
 DEFAULT_PRECISIONS = ("fp32", "fp16")
@@ -20,32 +33,39 @@ DEFAULT_PRECISIONS = ("fp32", "fp16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that both export scripts share."""
-    parser.add_argument("--model", required=True, help="a registered model, such as retinanet")
-    parser.add_argument("--variant", help="default: the model's first")
-    parser.add_argument(
+    group = parser.add_argument_group("model and bundle")
+    group.add_argument("--model", required=True, help="a registered model, such as retinanet")
+    group.add_argument("--variant", help="default: the model's first")
+    group.add_argument(
         "--checkpoint",
         type=Path,
         help="ours, or a published one (.pth); default: the one shipped in weights/",
     )
-    parser.add_argument("--size", help="network input as WIDTHxHEIGHT; default: the checkpoint's")
-    parser.add_argument(
+    group.add_argument("--size", help="network input as WIDTHxHEIGHT; default: the checkpoint's")
+    group.add_argument(
         "--precision",
         nargs="+",
         choices=PRECISIONS,
         default=DEFAULT_PRECISIONS,
         help=f"default: {' '.join(DEFAULT_PRECISIONS)}",
     )
-    parser.add_argument(
+    group.add_argument("--out", type=Path, help="default: runs/MODEL")
+    group = parser.add_argument_group("data and proof")
+    group.add_argument(
         "--calibration-data",
         help="frames for int8: a data set, a folder of pictures or a video; default: the training "
         "split of --data",
     )
-    parser.add_argument("--out", type=Path, help="default: runs/MODEL")
-    parser.add_argument("--data", default="street", help="frames for the proof")
-    parser.add_argument("--verify", choices=("quick", "full", "none"), default="quick")
-    parser.add_argument(
-        "--max-ap-drop", type=float, default=MAX_AP_DROP, help="of 0..1; else: fail"
+    group.add_argument(
+        "--data", default="street", help="labelled frames for the proof: street, or a folder"
     )
+    group.add_argument(
+        "--verify",
+        choices=("quick", "full", "none"),
+        default="quick",
+        help=f"{QUICK_IMAGES} images, the whole split, or no proof",
+    )
+    group.add_argument("--max-ap-drop", type=float, default=MAX_AP_DROP, help="of 0..1; else: fail")
     add_search_arguments(parser)
 
 
@@ -104,7 +124,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def main() -> int:
     """Export; exit status 1 where the verdict is "fail"."""
-    parser = argparse.ArgumentParser(description="Export a checkpoint to verified ONNX graphs.")
+    parser = ScriptParser(__doc__, statuses={1: 'the bundle is there, but its verdict is "fail"'})
     add_arguments(parser)
     return export(parser.parse_args())[1]
 

@@ -1,7 +1,19 @@
-"""Export a checkpoint to a bundle and build TensorRT engines: `export/to_trt.py --model retinanet`.
+r"""Export a checkpoint to a bundle and build TensorRT engines.
 
 Engines are built by the runtime's own code, with TensorRT where it and a GPU are there, else with
 TensorRT-RTX. Without either the bundle is written all the same, and the exit status is 3.
+
+Examples:
+  python export/to_trt.py --model retinanet
+      The shipped detector to runs/retinanet, with engines in runs/retinanet/engines.
+  python export/to_trt.py --model yolact --variant resnet50 \
+      --checkpoint yolact_resnet50_54_800000.pth
+      Published weights, as downloaded.
+  python export/to_trt.py --model retinanet --target-device sm_86,sm_89 --out runs/desktop
+      TensorRT-RTX engines for two kinds of GPUs, built without either.
+  python export/to_trt.py --model retinanet --workspace-mb 1024 --optimisation-level 5 \
+      --timing-cache timing.cache
+      A slow build with bounded memory, that a next one repeats quickly.
 """
 
 from __future__ import annotations
@@ -24,6 +36,7 @@ from runtime.contract.errors import (
     one_line,
     run_script,
 )
+from runtime.contract.manual import ScriptParser
 from runtime.engines import BuildOptions, NoFlavourError, build_all, check_build
 
 
@@ -81,7 +94,13 @@ def parse_targets(text: str) -> tuple[str, ...]:
 
 def main() -> int:
     """Export, verify, build; exit status 1 for a failed verdict, 3 where no engine was built."""
-    parser = argparse.ArgumentParser(description="Export a checkpoint and build its engines.")
+    parser = ScriptParser(
+        __doc__,
+        statuses={
+            1: 'the bundle is there, but its verdict is "fail"; no engine was built',
+            3: "the bundle is complete, but no engine can be built here",
+        },
+    )
     add_arguments(parser)
     add_build_arguments(parser)
     args = parser.parse_args()

@@ -1,13 +1,21 @@
-"""Prove a bundle: `python export/verify.py runs/retinanet`.
+r"""Prove a bundle against PyTorch, detection by detection.
 
 Every precision runs on every backend that is present and is held against PyTorch, detection by
 detection, and against the checkpoint's AP. The verdicts go into verify.json; the runtime does not
 load what failed.
+
+Examples:
+  python export/verify.py runs/retinanet
+      The samples and 64 images of the street.
+  python export/verify.py runs/retinanet --images 200
+      The same on 200 images.
+  python export/verify.py runs/mine --checkpoint runs/train/mine/best.safetensors --data data/mine \
+      --verify full
+      A bundle of your own on the whole validation split.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -31,6 +39,7 @@ from runtime.contract.errors import (
 from runtime.contract.files import write_json
 from runtime.contract.limits import judge, limits_of
 from runtime.contract.manifest import Manifest
+from runtime.contract.manual import ScriptParser
 from runtime.contract.outputs import KEY
 from runtime.sessions.base import Session
 
@@ -267,13 +276,17 @@ def _shown(value: float | None) -> str:
 
 def main() -> int:
     """Verify; exit status 1 where the verdict is "fail", or nothing could be proven."""
-    parser = argparse.ArgumentParser(description="Prove a bundle against PyTorch.")
-    parser.add_argument("bundle", type=Path)
+    parser = ScriptParser(__doc__, statuses={1: 'the verdict is "fail"'})
+    parser.add_argument("bundle", type=Path, help="its folder")
     parser.add_argument("--checkpoint", type=Path, help="default: the one shipped in weights/")
     parser.add_argument("--data", default="street", help="street, or a COCO, VOC or YOLO folder")
-    parser.add_argument("--verify", choices=("quick", "full"), default="quick")
+    parser.add_argument(
+        "--verify", choices=("quick", "full"), default="quick", help="how many images"
+    )
     parser.add_argument("--images", type=int, help=f"quick: {QUICK_IMAGES}; full: the whole split")
-    parser.add_argument("--max-ap-drop", type=float, default=MAX_AP_DROP, help="of 0..1")
+    parser.add_argument(
+        "--max-ap-drop", type=float, default=MAX_AP_DROP, help="of 0..1; else: fail"
+    )
     args = parser.parse_args()
     if args.images is None and args.verify == "quick":
         args.images = QUICK_IMAGES

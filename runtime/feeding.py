@@ -11,7 +11,8 @@ import numpy as np
 from runtime.contract.manifest import Manifest
 from runtime.contract.outputs import IMAGE, SCORE_THRESHOLD
 from runtime.preprocess import Frame, Letterbox, frame_hw
-from runtime.sessions.base import Array
+from runtime.sessions.base import Array, FrameStream, RawFrames, Stream, Ticket
+from runtime.sessions.frame_upload import frames_for_gpu
 from runtime.tasks import IouThreshold, ScoreThreshold, Task
 
 _PADDING_THRESHOLD = 2.0  # rows that only fill a batch: no score exceeds it
@@ -42,30 +43,42 @@ class Prepared:
     """What one inference is fed, and how its results find their way back.
 
     Attributes:
-        buffer: holds the frames, letterboxed.
+        buffer: holds the frames, letterboxed; None where the stream does it.
         letterboxes: of the frames; rows of the batch beyond them are padding.
         thresholds: the graph's other inputs.
+        frames: for a stream that letterboxes them; None where `buffer` holds them.
     """
 
-    buffer: Buffer
+    buffer: Buffer | None
     letterboxes: list[Letterbox]
     thresholds: dict[str, Array]
+    frames: RawFrames | None = None
 
-    @property
-    def feeds(self) -> dict[str, Array]:
-        """All inputs by name."""
-        return {IMAGE.name: self.buffer.images, **self.thresholds}
+    def submit_to(self, stream: Stream, graph: str) -> Ticket:
+        """Start the inference."""
+        if self.frames is not None:
+            assert isinstance(stream, FrameStream)
+            return stream.submit_frames(self.frames, self.thresholds, graph)
+        assert self.buffer is not None
+        return stream.submit({IMAGE.name: self.buffer.images, **self.thresholds}, graph)
 
     @property
     def first_picture(self) -> Frame:
         """The first frame as the network sees it, without the border; a view."""
+        assert self.buffer is not None
         return self.letterboxes[0].content_of(self.buffer.images[0])
 
 
 class Feeder:
-    """Prepares the frames of one stream. For one thread."""
+    """Prepares the frames of one stream. For one thread.
 
-    def __init__(self, manifest: Manifest, task: Task) -> None:
+    Args:
+        manifest: of the bundle. task: its task.
+        leaves_frames: give frames as they are to a stream that letterboxes them, where it can.
+    """
+
+    def __init__(self, manifest: Manifest, task: Task, *, leaves_frames: bool = False) -> None:
+        self._leaves_frames = leaves_frames
         self.batches = sorted(manifest.batches)
         self._manifest = manifest
         self._task = task
@@ -76,7 +89,7 @@ class Feeder:
     def prepare(
         self, frames: Sequence[Frame], score: ScoreThreshold, iou: IouThreshold
     ) -> Prepared:
-        """Letterbox frames into the smallest batch that holds them.
+        """Make the smallest batch that holds some frames.
 
         Raises:
             SourceError: something that is no frame.
@@ -85,6 +98,10 @@ class Feeder:
         size = next(batch for batch in self.batches if batch >= len(frames))
         letterboxes = [self._letterbox(frame) for frame in frames]
         thresholds = self._feed_thresholds(size, len(frames), score, iou)
+        if self._leaves_frames:
+            raw = frames_for_gpu(frames, letterboxes)
+            if raw is not None:
+                return Prepared(None, letterboxes, thresholds, RawFrames(raw, letterboxes, size))
         free = self._free[size]
         buffer = free.pop() if free else Buffer(size, self._manifest)
         prepared = Prepared(buffer, letterboxes, thresholds)
@@ -97,7 +114,8 @@ class Feeder:
 
     def take_back(self, prepared: Prepared) -> None:
         """Use its memory again; the engine must have read it."""
-        self._free[len(prepared.buffer.images)].append(prepared.buffer)
+        if prepared.buffer is not None:
+            self._free[len(prepared.buffer.images)].append(prepared.buffer)
 
     def _letterbox(self, frame: Frame) -> Letterbox:
         source_hw = frame_hw(frame)

@@ -27,7 +27,7 @@ from runtime.keyframes import (
 from runtime.preprocess import Frame
 from runtime.results import Detections
 from runtime.sessions import open_session
-from runtime.sessions.base import Results, Session, Stream
+from runtime.sessions.base import FrameStream, Results, Session, Stream
 from runtime.tasks import IouThreshold, ScoreThreshold, load_task
 from runtime.tickets import BatchTicket, FrameTicket, Timings
 
@@ -104,7 +104,10 @@ class Predictor:
         self._owns_session = owns_session
         self._task = load_task(manifest.task)
         self._stream: Stream | None = session.open_stream()
-        self._feeder = Feeder(manifest, self._task)
+        # Key frames are chosen by what the network sees, which must then be seen here, too.
+        takes_frames = isinstance(self._stream, FrameStream) and self._stream.takes_frames
+        leaves_frames = takes_frames and not manifest.state
+        self._feeder = Feeder(manifest, self._task, leaves_frames=leaves_frames)
         self._keyframes = keyframes or KeyframeOptions()
         self._scheduler = KeyframeScheduler(self._keyframes) if manifest.state else None
 
@@ -289,7 +292,7 @@ class Predictor:
                 choice = self._choose(self._scheduler, prepared, taken)
             graph = "model" if choice is None else choice.graph
             done = perf_counter()
-            ticket = self._stream.submit(prepared.feeds, graph)
+            ticket = prepared.submit_to(self._stream, graph)
         except BaseException:
             self.restart("error")
             self._feeder.take_back(prepared)

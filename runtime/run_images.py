@@ -1,14 +1,21 @@
-"""Run a bundle over images and write COCO results.
-
-    python runtime/run_images.py runs/retinanet photos/ --out results.json
-    python runtime/run_images.py runs/retinanet val/ --image-ids val.json --out results.json
-    python runtime/run_images.py runs/retinanet photos/ --pose runs/hourglass --out results.json
+r"""Run a bundle over images and write COCO results.
 
 Results are a list of {"image_id", "category_id", "bbox", "score"}, as COCO's evaluators read it;
 of a task with masks also "segmentation", compressed run lengths, of one with joints "keypoints".
 Image ids: with --image-ids those of a COCO annotation file, by file name, and images that it does
 not name are left out; else 1, 2, 3 ... in the order of the names, and `results.images.json` beside
 the results says which is which.
+
+Examples:
+  python runtime/run_images.py runs/retinanet photos --out results.json
+      All images of a folder.
+  python runtime/run_images.py runs/yolact "photos/*.jpg" --out results.json --annotated drawn
+      A pattern, and the images with masks drawn in.
+  python runtime/run_images.py runs/retinanet photos --pose runs/hourglass --out results.json
+      With the joints of the people that were found.
+  python runtime/run_images.py runs/retinanet photos --image-ids val.json --score-threshold 0.01 \
+      --out results.json
+      For benchmarks/accuracy.py: ids of a data set, and low scores as well.
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ if not __package__:  # run by path: import from the repository root, not from th
 import runtime
 from runtime.contract.errors import EXIT_DONE, SinkError, SourceError, run_script
 from runtime.contract.files import replacing, write_json
+from runtime.contract.manual import ScriptParser
 from runtime.pipeline.sources import image_decoding as decoding
 from runtime.predictor import Predictor
 from runtime.preprocess import Frame
@@ -325,23 +333,29 @@ def _warn(text: str) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ScriptParser(__doc__)
     parser.add_argument("bundle", help="a bundle's folder, or one .onnx file")
     parser.add_argument("images", help="an image, a folder of images, or a glob in quotes")
     parser.add_argument("--out", required=True, help="where the COCO results go (JSON)")
-    parser.add_argument("--pose", help="bundle that finds the joints of the people that are found")
-    parser.add_argument("--backend", default="auto", choices=("auto", *BACKEND_NAMES))
-    parser.add_argument("--precision", help="one of the bundle's; default: fp16 on GPU, else fp32")
-    parser.add_argument(
+    parser.add_argument("--annotated", help="folder for the images with results drawn in")
+    parser.add_argument("--image-ids", help="COCO annotations that give each file name its id")
+    group = parser.add_argument_group("networks")
+    group.add_argument("--pose", help="bundle that finds the joints of the people that are found")
+    group.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", *BACKEND_NAMES),
+        help="default: the first that works",
+    )
+    group.add_argument("--precision", help="one of the bundle's; default: fp16 on GPU, else fp32")
+    group.add_argument(
         "--inference-precision",
         choices=("f32", "bf16", "auto"),
         help="of float layers in OpenVINO; auto: bf16 where the CPU has it; default: f32",
     )
-    parser.add_argument("--score-threshold", type=float, help="0..1; default: the bundle's")
-    parser.add_argument("--iou-threshold", type=float, help="0..1; default: the bundle's")
-    parser.add_argument("--annotated", help="folder for the images with results drawn in")
-    parser.add_argument("--image-ids", help="COCO annotations that give each file name its id")
-    parser.add_argument(
+    group.add_argument("--score-threshold", type=float, help="0..1; default: the bundle's")
+    group.add_argument("--iou-threshold", type=float, help="0..1; default: the bundle's")
+    group.add_argument(
         "--allow-unverified", action="store_true", help="run what failed its verification"
     )
     return parser.parse_args(arguments)

@@ -1,9 +1,22 @@
-"""Run a bundle on videos or cameras.
+r"""Run a bundle on videos, cameras and streams; write annotated videos, results and counts.
 
-python runtime/run_video.py runs/retinanet --source street.mp4 --out annotated.mp4
-python runtime/run_video.py runs/retinanet --source 0 --json detections.jsonl --max-age-ms 200
-python runtime/run_video.py runs/retinanet --source 0 --source 2 --out camera_{source}.mp4
-python runtime/run_video.py runs/retinanet --pose runs/hourglass --smooth --source street.mp4
+What a source can be, and each output, is told in README.md: "Live video".
+
+Examples:
+  python runtime/run_video.py runs/retinanet --source street.mp4 --out annotated.mp4 \
+      --json found.jsonl
+      A file to an annotated video, and its results as JSON lines.
+  python runtime/run_video.py runs/retinanet --source 0 --mjpeg 8080 --max-age-ms 200
+      This machine's camera, for browsers on http://127.0.0.1:8080; no frame waits over 200 ms.
+  python runtime/run_video.py runs/retinanet --source rtsp://127.0.0.1:8554/live \
+      --source street.mp4 --out "annotated_{source}.mp4"
+      Two sources on one engine, a video for each.
+  python runtime/run_video.py runs/retinanet --pose runs/hourglass --smooth --source street.mp4 \
+      --out poses.mp4
+      People with their joints.
+  python runtime/run_video.py runs/retinanet --source street.mp4 --line 300,400,300,100:gate \
+      --json -
+      Counts who crosses a line; results go to standard output.
 """
 
 from __future__ import annotations
@@ -12,8 +25,9 @@ import argparse
 import contextlib
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if not __package__:  # run by path: import from the repository root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,12 +37,16 @@ from runtime.pipeline.accounting import RunSummary
 from runtime.pipeline.describing import describe_run, describe_sink, describe_source, sink_to_json
 from runtime.pipeline.logs import start_logging
 from runtime.pipeline.sinks.json_lines import STDOUT
+from runtime.pipeline.sources import Source
 from runtime.pipeline.stages import Pipeline
 from runtime.pipeline.stopping import StopSignal
 from runtime.tracking.counts import Counts
 from runtime.video_options import check_targets, parse
 from runtime.video_outputs import Outputs, open_outputs
 from runtime.video_parts import Networks, open_networks, open_sources
+
+if TYPE_CHECKING:
+    from runtime.web.opening import WebPage
 
 _log = logging.getLogger("kestrel.run_video")
 
@@ -39,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     Exit status 0, or 2 where something was not usable: at the start, or a source or an output that
     was lost on the way while the others went on, or an output took nothing of what it was given.
     """
-    args = parse(argv)
+    args = parse(argv, __doc__)
     start_logging(args.log)
     if args.log == "text":
         return _run(args)
@@ -54,23 +72,30 @@ def _run(args: argparse.Namespace) -> int:
     check_targets(args)
     with contextlib.ExitStack() as stack:
         sources = open_sources(args, stack)
-        networks = open_networks(args, len(sources), stack)
+        engines = stack.enter_context(contextlib.ExitStack())
+        networks = open_networks(args, len(sources), engines)
+        page = None if args.web is None else _open_web(args, sources, networks, engines, stack)
         stop = stack.enter_context(StopSignal())
         outputs = open_outputs(args, sources, networks.first.manifest.category_ids, stop)
+        if page is not None:
+            outputs.add(page.sink)
         pipeline = Pipeline(
             sources,
-            networks.infers,
+            networks.infers if page is None else page.switch.infers,
             outputs.sinks,
             score_threshold=args.score_threshold,
             iou_threshold=args.iou_threshold,
             max_frames=args.max_frames,
             max_age_ms=args.max_age_ms,
-            batchers=networks.batchers,
+            batchers=networks.batchers if page is None else (page.switch,),
             is_sequential=args.sequential,
             caption=lambda lane: (f"{lane.rate.fps:.1f} fps",),
             stop=stop,
             is_wanted=lambda: outputs.is_wanted,
+            times=None if page is None else page.times,
         )
+        if page is not None:
+            page.start(pipeline)
         failure: Exception | None = None
         try:
             summary = pipeline.run()
@@ -78,6 +103,8 @@ def _run(args: argparse.Namespace) -> int:
             if pipeline.summary is None or not _is_worth_telling(pipeline.summary):
                 raise
             failure, summary = error, pipeline.summary
+        if page is not None:
+            networks = page.networks
     if args.log == "json":
         _log_summary(summary, pipeline, networks, outputs)
     else:
@@ -91,6 +118,19 @@ def _run(args: argparse.Namespace) -> int:
         raise outputs.errors[0]
     outputs.check_use(summary.num_frames)
     return EXIT_DONE
+
+
+def _open_web(
+    args: argparse.Namespace,
+    sources: Sequence[Source],
+    networks: Networks,
+    engines: contextlib.ExitStack,
+    stack: contextlib.ExitStack,
+) -> WebPage:
+    """The page of --web; a run without one does not load it."""
+    from runtime.web.opening import open_web
+
+    return open_web(args, sources, networks, engines, stack)
 
 
 def _is_worth_telling(summary: RunSummary) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.contract.errors import SourceError
+from runtime.contract.manual import ScriptParser
 from runtime.keyframes import SCHEDULES
 from runtime.pipeline.logs import KINDS
 from runtime.pipeline.sinks import check_target
@@ -18,20 +19,29 @@ from runtime.pipeline.sinks.video_file import SUFFIXES
 from runtime.pipeline.sources import scheme_of
 from runtime.pipeline.sources.network import as_shown
 from runtime.tracking.options import add_tracking, counting_of
+from runtime.web.options import add_web, check_web
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 SOURCE_FIELD = "{source}"  # of --out: takes the source's name
 _LONGEST_NAME = 80  # characters of a source in a file's name
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; what is wrong with it ends the process with status 2."""
-    parser = argparse.ArgumentParser(description="Run a bundle on videos or cameras.")
+def parse(argv: list[str] | None, manual: str | None = None) -> argparse.Namespace:
+    """Read the command line; what is wrong with it ends the process with status 2.
+
+    Args:
+        argv: words behind the script's name; None: those of this process.
+        manual: the script's docstring, for its help.
+    """
+    parser = ScriptParser(
+        manual, statuses={2: "bad input, or a source or an output was lost: told in one line"}
+    )
     parser.add_argument("bundle", help="a bundle's folder, or one .onnx file")
     _add_sources(parser)
     _add_outputs(parser)
     _add_networks(parser)
     add_tracking(parser)
+    add_web(parser)
     parser.add_argument(
         "--sequential", action="store_true", help="one stage after the other, no overlap"
     )
@@ -49,59 +59,67 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("sources")
+    group.add_argument(
         "--source",
         required=True,
         action="append",
         dest="sources",
+        metavar="SOURCE",
         help="video file, images, camera number, rtsp://, http://, csi://, gst: or raw: (README); "
         "several run on one engine",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-age-ms", type=float, help="a camera's frame that waited longer is not inferred"
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-frames", type=int, help="stop after so many frames, of all sources together"
     )
-    parser.add_argument("--loops", type=int, default=1, help="play a file so often; default 1")
+    group.add_argument("--loops", type=int, default=1, help="play a file so often; default 1")
+    group.add_argument(
+        "--pace", action="store_true", help="play files at their own rate, not as fast as it goes"
+    )
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("outputs, any number of them")
+    group.add_argument(
         "--out",
         type=Path,
         help=f"annotated video ({', '.join(SUFFIXES)}); of several sources, one each: "
         f"{SOURCE_FIELD} stands for the source's name",
     )
-    parser.add_argument("--json", help="results as JSON lines; '-' for standard output")
+    group.add_argument("--json", help="results as JSON lines; '-' for standard output")
     add_options(parser)
 
 
 def _add_networks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pose", help="bundle that finds the joints of the people that are found")
-    parser.add_argument("--also", action="append", help="one more bundle on the same frames")
-    parser.add_argument("--smooth", action="store_true", help="smooth joints from frame to frame")
-    parser.add_argument("--backend", default="auto", help="default: the first that works")
-    parser.add_argument("--precision", help="fp32, fp16, int8 or mixed, as the bundle has them")
-    parser.add_argument(
+    group = parser.add_argument_group("networks")
+    group.add_argument("--pose", help="bundle that finds the joints of the people that are found")
+    group.add_argument("--also", action="append", help="one more bundle on the same frames")
+    group.add_argument("--smooth", action="store_true", help="smooth joints from frame to frame")
+    group.add_argument("--backend", default="auto", help="default: the first that works")
+    group.add_argument("--precision", help="fp32, fp16, int8 or mixed, as the bundle has them")
+    group.add_argument(
         "--inference-precision",
         choices=("f32", "bf16", "auto"),
         help="of float layers in OpenVINO; auto: bf16 where the CPU has it; default: f32",
     )
-    parser.add_argument("--score-threshold", type=float, help="default: the bundle's")
-    parser.add_argument("--iou-threshold", type=float, help="default: the bundle's")
-    parser.add_argument(
+    group.add_argument("--score-threshold", type=float, help="default: the bundle's")
+    group.add_argument("--iou-threshold", type=float, help="default: the bundle's")
+    group.add_argument(
+        "--allow-unverified", action="store_true", help="run what failed its verification"
+    )
+    group = parser.add_argument_group("key frames, of a bundle for video")
+    group.add_argument(
         "--schedule",
         choices=SCHEDULES,
         help="key frames of a temporal model: when the picture has moved, at a fixed interval, or "
         "all; default: adaptive",
     )
-    parser.add_argument("--key-interval", type=int, help="frames from key to key frame; default 5")
-    parser.add_argument(
+    group.add_argument("--key-interval", type=int, help="frames from key to key frame; default 5")
+    group.add_argument(
         "--max-key-age-ms", type=float, help="a key frame is renewed after this; default 1000"
-    )
-    parser.add_argument(
-        "--allow-unverified", action="store_true", help="run what failed its verification"
     )
 
 
@@ -132,6 +150,7 @@ def check_targets(args: argparse.Namespace) -> None:
         check_target(Path(args.json), suffixes=suffixes, taken=taken)
         taken.append(Path(args.json))
     check_options(args, taken)
+    check_web(args)
 
 
 def videos_of(out: Path, uris: Sequence[str]) -> list[Path]:

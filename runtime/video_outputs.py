@@ -36,6 +36,11 @@ class Outputs:
     sinks: list[Sink] = field(default_factory=list)
     asked: list[Sink] = field(default_factory=list)
 
+    def add(self, sink: Sink) -> None:
+        """Add one that the user asked for, as it is: it must hold up nobody."""
+        self.sinks.append(sink)
+        self.asked.append(sink)
+
     @property
     def errors(self) -> list[Exception]:
         """What ended sinks."""
@@ -106,7 +111,7 @@ def open_outputs(
     outputs = Outputs()
     buffering = _Buffering(args, sources, stop)
     for sink in (*lines, *shared):
-        _add(outputs, buffering.of(sink))
+        outputs.add(buffering.of(sink))
     for by_source in (films, streams):
         if by_source:
             _add_by_source(outputs, by_source, buffering)
@@ -187,11 +192,6 @@ class _Buffering:
             longest_write_s=LONGEST_WRITE_S if is_any_live else None,
             stop=self.stop,
         )
-
-
-def _add(outputs: Outputs, buffered: Sink) -> None:
-    outputs.sinks.append(buffered)
-    outputs.asked.append(buffered)
 
 
 def _add_by_source(outputs: Outputs, by_source: dict[str, Sink], buffering: _Buffering) -> None:

@@ -13,6 +13,7 @@ from runtime.pipeline.sources import Source, open_source
 from runtime.pipeline.sources.looping import LoopingSource
 from runtime.pipeline.sources.network import as_shown
 from runtime.pipeline.sources.opening import open_together
+from runtime.pipeline.sources.paced import PacedSource
 from runtime.pipeline.sources.raw_frames import reads_standard_input
 from runtime.pipeline.stages import Batches, Infers
 from runtime.tracking.options import tracked
@@ -35,6 +36,8 @@ def open_sources(args: argparse.Namespace, stack: contextlib.ExitStack) -> list[
     openers = [partial(_open_source, uri, args.loops) for uri in args.sources]
     opened = open_together(openers) if len(openers) > 1 else [openers[0]()]
     sources = [stack.enter_context(source) for source in opened]
+    if args.pace:
+        sources = [each if each.is_live else PacedSource(each) for each in sources]
     names = [source.name for source in sources]
     for name in names:
         if names.count(name) > 1:

@@ -1,8 +1,20 @@
-"""Import a published checkpoint: `python training/import_published.py FILE.pth --out FILE`."""
+r"""Turn a published checkpoint of YOLACT, YolactEdge (also for video) or RetinaFace into ours.
+
+Slim and RFB of RetinaFace's family are taken, too. The scripts of export/ take such files as they
+are; this is for files of other classes, and to train on.
+
+Examples:
+  python training/import_published.py yolact_resnet50_54_800000.pth --out yolact_coco.safetensors
+      COCO's 80 classes, as its authors trained it.
+  python training/import_published.py yolact_mine.pth --classes screw,nut,washer \
+      --out mine.safetensors
+      A checkpoint that was trained on classes of one's own with the authors' code.
+  python training/import_published.py mobilenet0.25_Final.pth --size 640 --out faces.safetensors
+      Faces with five landmarks.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -10,16 +22,14 @@ if not __package__:  # run by path: import from the repository root, not from th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.errors import TrainingError, run_script
+from training.manual import ScriptParser
 
 MIN_SIZE, MAX_SIZE = 64, 4096
 
 
 def main() -> int:
     """Write the checkpoint in this project's format; exit status 0."""
-    parser = argparse.ArgumentParser(
-        description="Turn a checkpoint of YOLACT, YolactEdge (also for video) or RetinaFace (also "
-        "slim and RFB) into one of ours."
-    )
+    parser = ScriptParser(__doc__)
     parser.add_argument("file", type=Path, help="as downloaded: yolact_resnet50_54_800000.pth ...")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--size", type=int, help="side of its input; default: by the file's name")

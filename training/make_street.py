@@ -1,7 +1,12 @@
-"""Write the procedural street to files.
+"""Write the procedural street to files: images with annotations as a COCO folder, or a clip.
 
-python training/make_street.py --split val --num-images 500 --out street_val
-python training/make_street.py --clip-seed 7 --frames 150 --out clip.mp4
+Examples:
+  python training/make_street.py --split val --num-images 500 --out street_val
+      500 frames of the validation split, with boxes, masks and joints.
+  python training/make_street.py --split train --num-images 2000 --size 640x384 --out street_data
+      Training frames of another size.
+  python training/make_street.py --clip-seed 7 --frames 150 --out street.mp4
+      A clip of six seconds.
 """
 
 from __future__ import annotations
@@ -10,20 +15,12 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 if not __package__:  # run by path: import from the repository root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from training.data.sample import DataError
 from training.errors import run_script
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends on one line, as all our errors do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise DataError(f"{message}. See --help for what is expected.")
+from training.manual import ScriptParser
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -36,9 +33,11 @@ def _size(text: str) -> tuple[int, int]:
 
 def main() -> int:
     """Write images with annotations, or a clip."""
-    parser = _Parser(description="Write the procedural street as a COCO data set or as a clip.")
+    parser = ScriptParser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder, or clip.mp4")
-    parser.add_argument("--size", type=_size, default=(432, 768), help="768x432 by default")
+    parser.add_argument(
+        "--size", type=_size, default=(432, 768), help="WIDTHxHEIGHT; default: 768x432"
+    )
     parser.add_argument("--split", choices=("train", "val", "test"), help="write images of it")
     parser.add_argument("--num-images", type=int, help="default: the whole split")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the images")

@@ -1,8 +1,18 @@
-"""Score a checkpoint: `python training/score.py --checkpoint runs/.../best.safetensors`."""
+r"""Score a checkpoint on a data set, in PyTorch: AP of boxes, masks or joints, as its task has.
+
+Examples:
+  python training/score.py --checkpoint weights/retinanet_small.safetensors
+      The shipped detector on the street's validation split.
+  python training/score.py --checkpoint weights/yolact_small.safetensors --images 200 \
+      --out scores.json
+      Masks on the first 200 frames, written as JSON.
+  python training/score.py --checkpoint runs/train/mine/best.safetensors --data data/mine \
+      --split test
+      Your own checkpoint on your own test split.
+"""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -13,15 +23,16 @@ if not __package__:  # run by path: import from the repository root, not from th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.errors import TrainingError, run_script
+from training.manual import ScriptParser
 
 
 def main() -> int:
     """Print the scores, one line each; write them as JSON where asked."""
-    parser = argparse.ArgumentParser(description="Score a checkpoint on a data set.")
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="ours, or a published .pth")
     parser.add_argument("--model", help="refuse checkpoints of other models")
     parser.add_argument("--data", default="street", help="street, or a COCO, VOC or YOLO folder")
-    parser.add_argument("--split", default="val")
+    parser.add_argument("--split", default="val", help="train, val or test")
     parser.add_argument("--images", type=int, help="only the first N; default: all")
     parser.add_argument("--out", type=Path, help="write the scores as JSON")
     parser.add_argument(

@@ -1,6 +1,14 @@
-"""Score a checkpoint of a network for video, against every frame in full and against no warping.
+r"""Score a network for video on clips, against every frame in full and against no warping.
 
-`python training/score_video.py --checkpoint weights/yolact_edge_small.safetensors`
+Examples:
+  python training/score_video.py --checkpoint weights/yolact_edge_small.safetensors
+      Mask AP by distance from the key frame on the street's clips, plain and fast ones.
+  python training/score_video.py --checkpoint weights/yolact_edge_small.safetensors --kinds fast \
+      --clips 4 --interval 8
+      Fast clips alone, a key frame every eight.
+  python training/score_video.py --checkpoint weights/yolact_edge_small.safetensors \
+      --modes warped keys --out clips.json
+      The network and key frames alone, written as JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +26,7 @@ if not __package__:  # run by path: import from the repository root, not from th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.errors import TrainingError, run_script
+from training.manual import ScriptParser
 
 if TYPE_CHECKING:
     from training.data.clips import ClipSource
@@ -28,10 +37,10 @@ SHOWN = ("mask_AP", "mask_AP50", "AP", "mask_consistency", "tracks_kept")
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Score a network for video on clips.")
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="of a network for video")
     parser.add_argument("--data", default="street", help="street, or a COCO folder of video")
-    parser.add_argument("--split", default="val")
+    parser.add_argument("--split", default="val", help="train, val or test")
     parser.add_argument(
         "--kinds", nargs="+", default=["plain", "fast"], help="of the street's clips"
     )

@@ -1,15 +1,19 @@
-"""Write weights that nobody trained, to measure the speed of a variant that ships none.
-
-python training/seed_weights.py --model retinanet --variant r50 --out out/retinanet_r50.safetensors
+r"""Write weights that nobody trained, to measure the speed of a variant that ships none.
 
 They detect nothing. The same seed gives the same weights; activations have the spread of a trained
 network's, so that int8 ranges mean something, and every frame of the street gives as many rows
 as the results can hold, so that selection and suppression have their full work.
+
+Examples:
+  python training/seed_weights.py --model retinanet --variant r50 \
+      --out out/retinanet_r50.safetensors
+      ResNet-50, to be exported and measured.
+  python training/seed_weights.py --model yolact --variant resnet50 --out out/yolact_r50.safetensors
+      The published network's size, with masks.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -27,6 +31,7 @@ from training.data import open_data
 from training.data.coco_names import CATEGORY_IDS, CLASSES
 from training.errors import TrainingError, run_script
 from training.loop.checkpoint import save_release
+from training.manual import ScriptParser
 from training.models import build_model, model_variant
 from training.models.base import Model, Spec
 from training.tasks.detection import SCORE_FLOOR, fit_input, run_network, select_rows
@@ -37,11 +42,11 @@ NOTE = "none: seeded weights for measuring speed, they detect nothing"
 
 def main() -> int:
     """Make the weights and write them."""
-    parser = argparse.ArgumentParser(description="Write seeded weights for measuring speed.")
+    parser = ScriptParser(__doc__)
     parser.add_argument("--model", required=True, help="a registered model, such as retinanet")
     parser.add_argument("--variant", help="default: the model's first")
     parser.add_argument("--out", type=Path, required=True, help="a .safetensors file")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the same gives the same weights")
     args = parser.parse_args()
     if args.out.suffix != ".safetensors":
         raise TrainingError(f"--out {args.out} is no .safetensors file. Give it that suffix.")

@@ -1,4 +1,4 @@
-"""Answer how long PyTorch takes for frames: the peer that `benchmarks/speed.py` starts.
+r"""Answer how long PyTorch takes for frames: the peer that benchmarks/speed.py starts.
 
 The benchmarks import no models, so this runs as a process of its own. Standard input takes one
 number a line, how many frames to run; standard output gives one line of JSON for each:
@@ -8,6 +8,11 @@ number a line, how many frames to run; standard output gives one line of JSON fo
 
 Each frame is timed by itself, from the uint8 picture of network size to the detections in NumPy
 (`training.tasks.<task>.detect`). Between lines the process sleeps. It ends with its input.
+
+Examples:
+  python training/serve_forward.py --checkpoint weights/retinanet_small.safetensors \
+      --frames frames.npy
+      Then type a number of frames, and Ctrl-D at the end.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ if not __package__:  # run by path: import from the repository root, not from th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.errors import TrainingError, run_script
+from training.manual import ScriptParser
 
 NUM_WARM_UP = 3  # the first compiles, the second again: the anchors are constants by then
 
@@ -67,8 +73,8 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Run frames through PyTorch when asked to.")
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="what is run")
     parser.add_argument(
         "--frames", type=Path, required=True, help=".npy, (N, H, W, 3) uint8 BGR of network size"
     )

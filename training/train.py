@@ -1,4 +1,19 @@
-"""Train a model: `python training/train.py --model retinanet --data street`."""
+r"""Train a model on a data set, and keep its best weights as a checkpoint.
+
+The run's folder holds best.safetensors (the checkpoint), a state to resume from, and TensorBoard's
+events. Small data sets start from the shipped weights; Ctrl-C saves.
+
+Examples:
+  python training/train.py --model retinanet --data data/mine
+      Boxes of your classes: a COCO, Pascal VOC or YOLO folder with train and val.
+  python training/train.py --model yolact --data data/mine --size 640x384 --epochs 40
+      Masks, for frames of 16:9.
+  python training/train.py --model retinanet --data data/mine --out runs/train/mine --resume
+      Goes on exactly where a stopped or killed run was.
+  python training/train.py --model retinanet --init weights/retinanet_small.safetensors \
+      --quantise-aware
+      Adapts a checkpoint to int8.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +32,7 @@ if not __package__:  # run by path: import from the repository root, not from th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from training.errors import TrainingError, run_script
+from training.manual import ScriptParser
 
 if TYPE_CHECKING:
     from training.data.sample import Source
@@ -30,7 +46,10 @@ QUANTISE_AWARE_LR = 0.1
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train a model on a data set.")
+    parser = ScriptParser(
+        __doc__,
+        statuses={130: "stopped by Ctrl-C after saving; --resume goes on from there"},
+    )
     parser.add_argument("--model", required=True, help="a registered model, such as retinanet")
     parser.add_argument("--variant", help="default: the model's first")
     parser.add_argument("--data", default="street", help="street, or a COCO, VOC or YOLO folder")
@@ -58,9 +77,19 @@ def parse_args() -> argparse.Namespace:
         metavar="MODULE",
         help="modules that keep the weights of --init, such as backbone.conv1: a step costs less",
     )
-    parser.add_argument("--precision", choices=("auto", "bf16", "fp16", "fp32"), default="auto")
-    parser.add_argument("--workers", type=int, default=min(8, max(1, (os.cpu_count() or 2) - 1)))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        default="auto",
+        help="of products; auto: the best that the device has",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(8, max(1, (os.cpu_count() or 2) - 1)),
+        help="processes that make samples",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights and samples")
     parser.add_argument("--save-every", type=int, default=500, help="steps between saved states")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     return parser.parse_args()

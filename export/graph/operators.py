@@ -34,6 +34,7 @@ from export.graph.shapes import drop_unread, fold_shapes, infer_shapes
 from export.graph.walking import attribute, walk
 from training.layers.suppression import PER_CLASS_LIMIT, keep_rows
 
+PLUGIN_NAMESPACE = "plugin_namespace"  # an attribute that TensorRT reads, and nobody else
 MINIMUM_IR_VERSION = 9  # default values of function attributes
 
 
@@ -313,6 +314,7 @@ def attach_functions(model: onnx.ModelProto, *, early_exit: bool, inline: bool) 
         attached = fold_shapes(attached)
         drop_unread(attached.graph)
     else:
+        _name_plugins(attached)
         _type_outputs(attached.graph, nodes)
     attached = infer_shapes(attached)
     onnx.checker.check_model(attached, full_check=True)
@@ -350,6 +352,13 @@ def _the_one(nodes: list[onnx.NodeProto], op_type: str, name: str, default: str)
             "Use the same for all."
         )
     return values.pop()
+
+
+def _name_plugins(model: onnx.ModelProto) -> None:
+    """Say whose plugins take precedence: TensorRT before 10.10 does not read it from the domain."""
+    for node in walk(model.graph.node):
+        if node.domain == select.DOMAIN and not attribute(node, PLUGIN_NAMESPACE, ""):
+            node.attribute.append(onnx.helper.make_attribute(PLUGIN_NAMESPACE, select.DOMAIN))
 
 
 def _type_outputs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from runtime.engines.flavour import (
     load_flavour,
     probe_flavours,
 )
+from runtime.engines.plugins import with_plugins
 
 if TYPE_CHECKING:
     from runtime.engines.progress import Progress
@@ -74,10 +76,21 @@ def build_all(
                 f"{', '.join(bundle.manifest.precisions)}. Choose of these, or export it."
             )
     toolkit, device = choose_flavour(flavour, targets=options.targets if options else ())
+
+    def find(graph: str, precision: str, code: str) -> EngineFile:
+        return find_or_build(
+            bundle,
+            graph,
+            precision,
+            toolkit,
+            device=device,
+            options=options,
+            plugin_sha256=code,
+            progress=progress,
+        )
+
     return [
-        find_or_build(
-            bundle, graph, precision, toolkit, device=device, options=options, progress=progress
-        ).without_plan()
+        with_plugins(partial(find, graph, precision), toolkit, device, options).without_plan()
         for precision in wanted
         for graph in bundle.manifest.graphs
     ]

@@ -185,10 +185,17 @@ def record_verdict(
     return dataclasses.replace(built, record=record)
 
 
-def user_cache_folder() -> Path:
-    """Where engines of read-only bundles go: $XDG_CACHE_HOME/kestrel or ~/.cache/kestrel."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(named) if named else Path("~/.cache").expanduser()) / "kestrel" / ENGINES_FOLDER
+def user_cache_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Where engines of read-only bundles go: $XDG_CACHE_HOME/kestrel or ~/.cache/kestrel.
+
+    Args:
+        environ: environment variables; None takes this process's.
+    """
+    environ = os.environ if environ is None else environ
+    named = environ.get("XDG_CACHE_HOME", "")
+    home = environ.get("HOME", "") or "~"
+    cache = Path(named) if named else Path(home).expanduser() / ".cache"
+    return cache / "kestrel" / ENGINES_FOLDER
 
 
 def _look_up_any(
@@ -198,7 +205,7 @@ def _look_up_any(
     found = []
     for folder in folders:
         for path in folder.glob("*.json"):
-            record = _read_record(path)
+            record = read_record(path)
             if record is not None and serves(record.get("identity", {}), identity, device):
                 found.append((str(record.get("built")), path, record))
     for _, path, record in sorted(found, key=lambda each: each[0], reverse=True):
@@ -211,7 +218,7 @@ def _look_up_any(
 def _look_up(folders: Sequence[Path], identity: Identity) -> EngineFile | None:
     for folder in folders:
         path = folder / f"{identity.fingerprint()}.engine"
-        record = _read_record(path.with_suffix(".json"))
+        record = read_record(path.with_suffix(".json"))
         if record is None:
             continue
         plan = _read(path)
@@ -224,8 +231,11 @@ def _look_up(folders: Sequence[Path], identity: Identity) -> EngineFile | None:
     return None
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """None where there is none, or none that this version wrote whole."""
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What is known of an engine; None where there is none, or none that this version wrote whole.
+
+    Of a record that was edited by hand the verdict is "not run".
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

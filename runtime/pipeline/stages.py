@@ -127,7 +127,6 @@ class Pipeline:
         self._is_live = any(source.is_live for source in self.sources)
         self._caption = caption
         self._is_wanted = is_wanted
-        self._draws = any(sink.wants_picture for sink in sinks)
         self._batchers = tuple(batchers)
         batches = self._batchers[0].batches if self._batchers else (1,)
         self.lanes = Lanes(
@@ -287,7 +286,7 @@ class Pipeline:
     def _deliver(self, lane: Lane, result: FrameResult) -> None:
         begun = perf_counter()
         self.rate.tick(begun)
-        if self._draws:
+        if any(sink.wants_picture for sink in self.sinks):
             image = result.frame.image_bgr
             self._predictors[lane].draw(image, result.results)
             if self._caption is not None:

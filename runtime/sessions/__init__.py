@@ -134,7 +134,8 @@ def _open_first(bundle: Bundle, precision: str | None, options: dict[str, Any]) 
     listed = "; ".join(f"{_describe(entry)}: {error}" for entry, error in reasons)
     raise SessionError(
         f"no backend can run {bundle.folder}: {listed}. "
-        "Install one, e.g. pip install 'kestrel-vision[cpu]'."
+        "Install one, e.g. pip install 'kestrel-vision[cpu]'; python runtime/doctor.py says what "
+        "is wrong here."
     )
 
 

@@ -7,15 +7,33 @@ waits for the arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.preprocess import Frame, Letterbox
+
 Array: TypeAlias = NDArray[np.generic]
 Feeds: TypeAlias = Mapping[str, Array]
 Results: TypeAlias = dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class RawFrames:
+    """Frames that a session letterboxes itself.
+
+    Attributes:
+        frames: (h, w, channels) uint8 of 1, 3 or 4 channels each; any strides.
+        letterboxes: for their sizes.
+        batch: rows of the engine's input; those beyond the frames are padding.
+    """
+
+    frames: Sequence[Frame]
+    letterboxes: Sequence[Letterbox]
+    batch: int
 
 
 class Ticket(Protocol):
@@ -58,6 +76,20 @@ class Stream(Protocol):
 
     def close(self) -> None:
         """Free the buffers; twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class FrameStream(Protocol):
+    """A stream that can letterbox frames itself, on the GPU."""
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether it can here; where not, `submit` is fed the network's input as ever."""
+        ...
+
+    def submit_frames(self, frames: RawFrames, feeds: Feeds, graph: str = "model") -> Ticket:
+        """As `Stream.submit`, with raw frames in place of the image; they may be reused at once."""
         ...
 
 

@@ -54,6 +54,17 @@ class Cuda:
         name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
         return Device(name.strip("\0 "), f"{found.major}.{found.minor}")
 
+    def make_current(self) -> None:
+        """Make the device's context current in this thread, for calls of the driver."""
+        self._check("cudaSetDevice", self._cudart.cudaSetDevice(0))
+
+    def is_integrated(self) -> bool:
+        """Whether the GPU shares its memory with the CPU, as on a Jetson."""
+        cudart = self._cudart
+        attribute = cudart.cudaDeviceAttr.cudaDevAttrIntegrated
+        given = cudart.cudaDeviceGetAttribute(attribute, 0)
+        return bool(self._check("cudaDeviceGetAttribute", given))
+
     def allocate_device(self, nbytes: int) -> int:
         """The address of new device memory."""
         return int(self._check("cudaMalloc", self._cudart.cudaMalloc(nbytes)))

@@ -26,8 +26,8 @@ from runtime.contract.bundle import Bundle
 log = logging.getLogger("kestrel.runtime")
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_BF16 = {"amx_bf16", "avx512_bf16"}
-_VNNI = {"avx512_vnni", "avx_vnni"}
+BF16 = {"amx_bf16", "avx512_bf16"}
+VNNI = {"avx512_vnni", "avx_vnni"}
 _IS_X86 = "sse2"
 _WITH_INT8 = ("int8", "mixed")
 _FLOATS = ("fp32", "fp16")
@@ -36,8 +36,13 @@ _FLOATS = ("fp32", "fp16")
 @functools.cache
 def cpu_flags() -> frozenset[str]:
     """The processor's flags, such as "avx512_vnni"; empty where the system does not list them."""
+    return read_flags(_CPU_INFO)
+
+
+def read_flags(cpu_info: Path) -> frozenset[str]:
+    """As `cpu_flags`, of a file such as /proc/cpuinfo."""
     try:
-        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return frozenset()
     pairs = (line.partition(":") for line in lines)
@@ -47,12 +52,12 @@ def cpu_flags() -> frozenset[str]:
 
 def is_bf16_fast() -> bool:
     """Whether bf16 is computed in hardware; False where that is not known."""
-    return bool(_BF16 & cpu_flags())
+    return bool(BF16 & cpu_flags())
 
 
 def is_int8_exact() -> bool:
     """Whether sums of 8-bit products cannot overflow on the way; True where that is not known."""
-    return _IS_X86 not in cpu_flags() or bool(_VNNI & cpu_flags())
+    return _IS_X86 not in cpu_flags() or bool(VNNI & cpu_flags())
 
 
 def sound_precision(bundle: Bundle, precision: str) -> str:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.contract.bundle import Bundle
 from runtime.contract.errors import SessionError
+from runtime.contract.outputs import IMAGE
 from runtime.engines.audit import Audit
 from runtime.engines.build import BuildOptions
 from runtime.engines.cache import EngineFile, find_or_build
 from runtime.engines.check import check_engines
 from runtime.engines.flavour import Flavour, load_flavour
 from runtime.engines.inspector_layers import audit_engine
-from runtime.sessions.base import Feeds, Results
+from runtime.engines.plugins import with_plugins
+from runtime.engines.kernels.launching import Driver
+from runtime.sessions.base import Feeds, RawFrames, Results
 from runtime.sessions.buffers import Cuda
+from runtime.sessions.frame_upload import FrameUpload, GpuLetterbox
 from runtime.sessions.gpu import why_no_gpu
 from runtime.sessions.state import check_state
 from runtime.sessions.trt_graphs import LoadedGraph, load_graph
 from runtime.sessions.trt_lanes import Lane, State, TrtTicket
+
+log = logging.getLogger("kestrel.runtime")
 
 
 def open_session(
@@ -31,6 +40,7 @@ def open_session(
     cuda_graphs: bool = True,
     build: BuildOptions | None = None,
     engines_folder: Path | None = None,
+    gpu_letterbox: bool = True,
 ) -> TrtSession:
     """Load a bundle's graphs into TensorRT; engines that are missing here are built first.
 
@@ -42,6 +52,7 @@ def open_session(
         build: how missing engines are built; None takes the newest engine that runs here, and
             builds as TensorRT chooses where there is none.
         engines_folder: of the cache; None is the bundle's own.
+        gpu_letterbox: resize and pad frames on the GPU, where the kernel loads and proves itself.
 
     Raises:
         NoFlavourError: that TensorRT is not installed, or unusable.
@@ -54,11 +65,13 @@ def open_session(
     reason = why_no_gpu()  # asked first: TensorRT ends the process where there is no driver
     if reason:
         raise SessionError(f"{toolkit} needs a GPU: {reason}.")
+    cuda = Cuda.load()
     session = TrtSession(
         bundle,
         precision,
         toolkit,
-        Cuda.load(),
+        cuda,
+        letterboxer=_open_letterboxer(cuda) if gpu_letterbox else None,
         cuda_graphs=cuda_graphs,
         build=build,
         engines_folder=engines_folder,
@@ -69,6 +82,15 @@ def open_session(
         session.close()
         raise
     return session
+
+
+def _open_letterboxer(cuda: Cuda) -> GpuLetterbox | None:
+    """The letterbox kernel, or None with one line in the log where the CPU has to do it."""
+    try:
+        return GpuLetterbox.open(cuda, Driver.load())
+    except SessionError as error:
+        log.warning("frames are letterboxed on the CPU: %s", error)
+        return None
 
 
 class TrtSession:
@@ -84,8 +106,13 @@ class TrtSession:
         cuda_graphs: bool = True,
         build: BuildOptions | None = None,
         engines_folder: Path | None = None,
+        letterboxer: GpuLetterbox | None = None,
     ) -> None:
-        """As `open_session`, with the libraries given."""
+        """As `open_session`, with the libraries given.
+
+        Args:
+            letterboxer: becomes the session's own; None where frames are letterboxed before.
+        """
         trt = flavour.module
         self.backend = flavour.name
         self.precision = precision
@@ -97,19 +124,26 @@ class TrtSession:
         self._own: TrtStream | None = None
         self._streams: list[TrtStream] = []
         self._graphs: dict[str, LoadedGraph] = {}
+        self._letterboxer = letterboxer
         device = cuda.device()
         self.device = str(device)
 
         def find(graph: str, is_forced: bool) -> EngineFile:
-            found = find_or_build(
-                bundle,
-                graph,
-                precision,
+            found = with_plugins(
+                lambda code: find_or_build(
+                    bundle,
+                    graph,
+                    precision,
+                    flavour,
+                    device=device,
+                    options=build,
+                    plugin_sha256=code,
+                    folder=engines_folder,
+                    is_forced=is_forced,
+                ),
                 flavour,
-                device=device,
-                options=build,
-                folder=engines_folder,
-                is_forced=is_forced,
+                device,
+                build,
             )
             self.engine_files[graph] = found.without_plan()
             return found
@@ -143,7 +177,9 @@ class TrtSession:
         with self._lock:
             if self._runtime is None:
                 raise SessionError("the session is closed. Open another.")
-            stream = TrtStream(self._cuda, self._graphs, self._lock, self._cuda_graphs)
+            stream = TrtStream(
+                self._cuda, self._graphs, self._lock, self._cuda_graphs, self._letterboxer
+            )
             self._streams.append(stream)
             return stream
 
@@ -173,13 +209,20 @@ class TrtSession:
                 graph.release()  # engines go before the runtime
             self._graphs.clear()
             self._runtime = None
+            if self._letterboxer is not None:
+                self._letterboxer.close()
 
 
 class TrtStream:
     """One camera's CUDA stream, buffers and state."""
 
     def __init__(
-        self, cuda: Cuda, graphs: dict[str, LoadedGraph], lock: threading.RLock, cuda_graphs: bool
+        self,
+        cuda: Cuda,
+        graphs: dict[str, LoadedGraph],
+        lock: threading.RLock,
+        cuda_graphs: bool,
+        letterboxer: GpuLetterbox | None = None,
     ) -> None:
         self._cuda = cuda
         self._graphs = graphs
@@ -191,10 +234,36 @@ class TrtStream:
         self._stream = cuda.create_stream()
         self._cleanup.callback(cuda.destroy_stream, self._stream)
         self._cleanup.callback(self._state.close)
+        self._upload: FrameUpload | None = None
+        if letterboxer is not None:
+            self._upload = letterboxer.open_upload(self._stream)
+            self._cleanup.callback(self._upload.close)
         self._is_open = True
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether `submit_frames` may be used."""
+        return self._upload is not None
 
     def submit(self, feeds: Feeds, graph: str = "model") -> TrtTicket:
         """Queue one inference; the first of a graph and batch size also sets it up."""
+        return self._submit(feeds, graph, None)
+
+    def submit_frames(self, frames: RawFrames, feeds: Feeds, graph: str = "model") -> TrtTicket:
+        """As `submit`, of frames that are letterboxed on the GPU; they may be reused at once.
+
+        Args:
+            frames: in place of the image.
+            feeds: the other inputs.
+            graph: as of `submit`.
+        """
+        assert self.takes_frames
+        shape = (frames.batch, *frames.letterboxes[0].network_hw, 3)
+        # What the kernel will write, for the check of the feeds: one byte, seen everywhere.
+        image = np.broadcast_to(np.uint8(0), shape)
+        return self._submit({IMAGE.name: image, **feeds}, graph, frames)
+
+    def _submit(self, feeds: Feeds, graph: str, frames: RawFrames | None) -> TrtTicket:
         if not self._is_open:
             raise SessionError("the stream is closed. Open another.")
         if graph not in self._graphs:
@@ -203,7 +272,7 @@ class TrtStream:
         lane = self._lanes.get((graph, batch))
         if lane is None:
             lane = self._open_lane(graph, batch)
-        return lane.submit(feeds)
+        return lane.submit(feeds, frames)
 
     def uses_cuda_graph(self, graph: str = "model", batch: int = 1) -> bool:
         """Whether inferences of that kind replay a graph of ours; RTX makes its own."""
@@ -231,6 +300,7 @@ class TrtStream:
                 batch,
                 self._state,
                 use_cuda_graphs=self._cuda_graphs,
+                upload=self._upload,
             )
             self._cleanup.callback(lane.close)
             self._lanes[graph, batch] = lane

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from runtime.contract.errors import SessionError
-from runtime.sessions.base import Feeds, Results
+from runtime.contract.outputs import IMAGE
+from runtime.sessions.base import Feeds, RawFrames, Results
 from runtime.sessions.buffers import Cuda, DeviceBuffer, PinnedBuffer
+from runtime.sessions.frame_upload import FrameStage, FrameUpload
 from runtime.sessions.state import refuse_state
 from runtime.sessions.trt_graphs import LoadedGraph, Port, captures_itself
 
@@ -69,6 +71,7 @@ class Slot:
     def __init__(self, cuda: Cuda, cleanup: contextlib.ExitStack, *, is_timed: bool) -> None:
         self.inputs: dict[str, PinnedBuffer] = {}
         self.outputs: dict[str, PinnedBuffer] = {}
+        self.stage: FrameStage | None = None  # where raw frames can be taken
         self.executable: Any = None
         self.is_busy = False  # the GPU may still use the buffers, or nobody has read them
         self._cuda = cuda
@@ -145,6 +148,7 @@ class Lane:
         state: State,
         *,
         use_cuda_graphs: bool,
+        upload: FrameUpload | None = None,
     ) -> None:
         """Allocate everything and fix every address.
 
@@ -155,6 +159,8 @@ class Lane:
             batch: one of its batch sizes.
             state: of the stream.
             use_cuda_graphs: capture copies and engine as one CUDA graph.
+            upload: of the stream, where it takes raw frames. The image then stays out of the CUDA
+                graph, since frames change their size.
 
         Raises:
             SessionError: out of memory, or TensorRT refuses a shape; nothing stays allocated.
@@ -164,6 +170,7 @@ class Lane:
         self._graph = graph
         self._batch = batch
         self._state = state
+        self._upload = upload
         self._captures = use_cuda_graphs and not captures_itself(graph.flavour)
         self._is_warm = False
         self._next = 0
@@ -188,16 +195,19 @@ class Lane:
         """Whether the next inference replays a captured graph."""
         return self._slots[self._next].executable is not None
 
-    def submit(self, feeds: Feeds) -> TrtTicket:
-        """Queue one inference of checked feeds."""
+    def submit(self, feeds: Feeds, frames: RawFrames | None = None) -> TrtTicket:
+        """Queue one inference of checked feeds; `frames` take the place of the image."""
         slot = self._slots[self._next]
         slot.settle()
         self._require_state()
         for name, buffer in slot.inputs.items():
-            np.copyto(buffer.array, feeds[name])
+            if frames is None or name != IMAGE.name:
+                np.copyto(buffer.array, feeds[name])
         try:
             if slot.begun is not None:
                 self._cuda.record_event(slot.begun, self._stream)
+            if self._upload is not None:
+                self._bring_image(slot, self._upload, frames)
             if slot.executable is not None:
                 self._cuda.launch(slot.executable, self._stream)
             else:
@@ -256,6 +266,9 @@ class Lane:
                 for port in ports:
                     pinned[port.name] = PinnedBuffer(self._cuda, self._shape(port), port.dtype)
                     stack.callback(pinned[port.name].close)
+            if self._upload is not None:
+                slot.stage = self._upload.open_stage()
+                stack.callback(slot.stage.close)
 
     def _shape(self, port: Port) -> tuple[int, ...]:
         context = self._context
@@ -272,11 +285,23 @@ class Lane:
         if not context.set_tensor_address(port.name, buffer.address):
             raise self._refused(f"the address of {port.name!r}")
 
+    def _bring_image(self, slot: Slot, upload: FrameUpload, frames: RawFrames | None) -> None:
+        """Queue what fills the engine's image: a copy, or the letterboxing of raw frames."""
+        images = self._device[IMAGE.name].address
+        if frames is not None:
+            assert slot.stage is not None
+            upload.enqueue(slot.stage, frames, images)
+            return
+        pinned = slot.inputs[IMAGE.name]
+        self._cuda.copy_to_device(images, pinned.address, pinned.nbytes, self._stream)
+
     def _enqueue(self, slot: Slot) -> None:
         """Queue copies in, the engine, copies out. This is what a CUDA graph captures."""
         cuda, stream, context = self._cuda, self._stream, self._context
         for name, pinned in slot.inputs.items():
-            cuda.copy_to_device(self._device[name].address, pinned.address, pinned.nbytes, stream)
+            if self._upload is None or name != IMAGE.name:
+                to = self._device[name].address
+                cuda.copy_to_device(to, pinned.address, pinned.nbytes, stream)
         if not context.execute_async_v3(int(stream)):
             raise self._refused("to run")
         for name, pinned in slot.outputs.items():

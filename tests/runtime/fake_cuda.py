@@ -43,6 +43,10 @@ class cudaStreamCaptureMode(enum.IntEnum):
     cudaStreamCaptureModeRelaxed = 2
 
 
+class cudaDeviceAttr(enum.IntEnum):
+    cudaDevAttrIntegrated = 18
+
+
 OK = cudaError_t.cudaSuccess
 
 
@@ -81,18 +85,24 @@ class FakeCuda:
     cudaError_t = cudaError_t
     cudaMemcpyKind = cudaMemcpyKind
     cudaStreamCaptureMode = cudaStreamCaptureMode
+    cudaDeviceAttr = cudaDeviceAttr
     cudaHostAllocDefault = 0
     cudaStreamNonBlocking = 1
     cudaEventDefault = 0
     cudaEventDisableTiming = 2
 
-    def __init__(self, *, name: bytes = b"Fake GPU", num_devices: int = 1) -> None:
+    def __init__(
+        self, *, name: bytes = b"Fake GPU", num_devices: int = 1, is_integrated: bool = False
+    ) -> None:
         self.violations: list[str] = []
         self.allocations: dict[int, Allocation] = {}
         self.handles: dict[int, Handle] = {}
         self.calls: list[str] = []
         self.failures: dict[str, list[tuple[int, cudaError_t]]] = {}
         self.device_name, self.num_devices = name, num_devices
+        self.is_integrated = is_integrated
+        self.capability = (8, 7)
+        self.bound_threads: set[int] = set()  # in which the driver finds a context
         self.clock_ms = 0.0  # of the GPU; engines let it go on
         self._lock = threading.RLock()
 
@@ -295,7 +305,18 @@ class FakeCuda:
         return OK, self.num_devices
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
-        return OK, SimpleNamespace(name=self.device_name, major=8, minor=7)
+        major, minor = self.capability
+        return OK, SimpleNamespace(name=self.device_name, major=major, minor=minor)
+
+    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
+        if (status := self._begin("cudaSetDevice")) != OK:
+            return (status,)
+        self.bound_threads.add(threading.get_ident())
+        return (OK,)
+
+    def cudaDeviceGetAttribute(self, attribute: cudaDeviceAttr, device: int) -> tuple[Any, ...]:
+        assert attribute == cudaDeviceAttr.cudaDevAttrIntegrated
+        return OK, int(self.is_integrated)
 
     def cudaGetLastError(self) -> tuple[Any, ...]:
         return (OK,)

@@ -193,9 +193,9 @@ MUTANTS = {
     ),
     "a wait gets into the capture": (
         "trt_lanes",
-        "        for name, pinned in slot.inputs.items():\n            cuda.copy_to",
+        "        for name, pinned in slot.inputs.items():\n            if self._upload",
         "        cuda.wait_for_stream(stream)\n"
-        "        for name, pinned in slot.inputs.items():\n            cuda.copy_to",
+        "        for name, pinned in slot.inputs.items():\n            if self._upload",
     ),
     "executables are not destroyed": (
         "trt_lanes",

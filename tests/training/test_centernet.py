@@ -29,7 +29,8 @@ def rows_of(model, raw):
 
 @pytest.fixture(scope="module")
 def pose():
-    return point_network("centernet_pose").eval()
+    """As it was published: centres' own cells alone point to joints."""
+    return point_network("centernet_pose", way_reach=0, place_weight=0.0).eval()
 
 
 # ------------------------------------------------------------------------------------------ network
@@ -136,6 +137,45 @@ def test_joint_outside_of_the_frame_has_a_way_but_no_peak(pose):
     wanted = pose.joint_targets(targets, 0, (16, 24))
     assert (len(wanted.owners), len(wanted.cells)) == (16, 15)
     assert not wanted.heatmap[3].any()
+
+
+def test_cells_around_a_centre_point_to_its_joints_from_where_they_are():
+    targets = two_people(17)
+    alone, near = (
+        point_network("centernet_pose", way_reach=reach).joint_targets(targets, 1, (16, 24))
+        for reach in (0, 1)
+    )
+    assert len(near.owners) == 9 * len(alone.owners)
+    places = near.ways_xy + torch.stack((near.owners % 24, near.owners // 24), 1)
+    for joint in range(17):
+        own = alone.ways_xy[alone.joints == joint] + torch.stack(
+            (alone.owners % 24, alone.owners // 24), 1
+        )[alone.joints == joint]
+        torch.testing.assert_close(places[near.joints == joint], own.expand(9, 2))
+
+
+def test_cells_beyond_the_border_point_nowhere():
+    targets = two_people(17)
+    targets.boxes_xyxy[0, 0] = torch.tensor([-20.0, -20, 22, 22])  # its centre in the corner cell
+    wanted = point_network("centernet_pose", way_reach=1).joint_targets(targets, 0, (16, 24))
+    assert set(wanted.owners.tolist()) == {0, 1, 24, 25}
+
+
+def test_where_a_joint_is_among_its_persons_cells_is_learnt_only_there():
+    pose = point_network("centernet_pose", place_weight=1.0).train()
+    targets = two_people(17)
+    maps = {
+        name: torch.zeros(2, width, 16, 24, requires_grad=True)
+        for name, width in pose.map_widths().items()
+    }
+    losses = pose.loss(CenterNetRaw([maps], (64, 96)), targets)
+    losses["joint_place"].backward()
+    slopes = maps["joint_heatmap"].grad
+    assert (slopes[0, 1, 2:15, 2:11] != 0).all()  # the box reaches from (2.5, 2) to (10.25, 15)
+    assert (slopes[0, 1, :, 14:] == 0).all()
+    assert (slopes[0, 0] == 0).all()  # not labelled
+    x, y = (targets.keypoints[0, 0, 1, :2] / STRIDE).long()
+    assert slopes[0, 1].argmin() == y * 24 + x  # what most is to grow
 
 
 @pytest.mark.parametrize("name", ["centernet", "centernet_pose"])

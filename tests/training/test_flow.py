@@ -8,7 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from training.layers.flow import FLOW_SCALE, FeatFlowNet, mean_motion, resize_flow, warp
+from training.layers.flow import (
+    FLOW_SCALE,
+    FeatFlowNet,
+    mean_motion,
+    resize_flow,
+    warp,
+    warp_whole,
+)
 
 SAME = 1e-4
 
@@ -50,6 +57,23 @@ def test_warp_by_whole_cells_fetches_from_where_the_flow_points():
     flow = torch.tensor([-3.0, 1.0]).reshape(1, 2, 1, 1).expand(1, 2, 5, 8)
     found = warp(feature, flow)
     torch.testing.assert_close(found[..., :-1, 3:], feature[..., 1:, :-3], rtol=0, atol=SAME)
+
+
+def test_whole_cells_and_what_is_left_of_the_flow():
+    draw = torch.Generator().manual_seed(2)
+    feature = torch.randn(2, 3, 9, 14, generator=draw)
+    flow = torch.rand(2, 2, 9, 14, generator=draw) * 8 - 4
+    found, rest = warp_whole(feature, flow)
+    assert rest.abs().max() <= 0.5
+    for image in range(2):
+        for row in range(9):
+            for column in range(14):
+                x = min(max(column + float(flow[image, 0, row, column]), 0), 13)
+                y = min(max(row + float(flow[image, 1, row, column]), 0), 8)
+                wanted = feature[image, :, round(y), round(x)]
+                assert torch.equal(found[image, :, row, column], wanted)
+                left = torch.tensor([x - round(x), y - round(y)], dtype=torch.float32)
+                torch.testing.assert_close(rest[image, :, row, column], left, rtol=0, atol=SAME)
 
 
 def test_no_flow_changes_nothing():

@@ -16,7 +16,7 @@ from training.layers.heatmaps import (
     keep_peaks,
     rows_of_batch,
 )
-from training.losses.heatmaps import absolute_error, penalty_reduced_focal_loss
+from training.losses.heatmaps import absolute_error, penalty_reduced_focal_loss, place_entropy
 
 SIZES = torch.tensor([[10.0, 10.0], [40.0, 7.0], [3.0, 90.0], [1.5, 1.0]])
 
@@ -163,3 +163,25 @@ def test_error_is_taken_at_the_cells_of_each_image():
     wanted = torch.stack((maps[0, :, 1, 1], maps[1, :, 0, 0], maps[1, :, 2, 3]))
     assert absolute_error(maps, rows, wanted) == 0
     assert absolute_error(maps, rows, wanted + 0.5) == 3
+
+
+def test_place_entropy_against_float64():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(4, 9, 13))
+    places = rng.uniform((2, 2), (9, 7), (4, 2))
+    regions = np.concatenate((places - rng.uniform(1, 3, (4, 2)), places + 3.2), 1)
+    total = 0.0
+    for image, (x, y), (x1, y1, x2, y2) in zip(logits, places, regions, strict=True):
+        cells = [
+            (row, column)
+            for row in range(9)
+            for column in range(13)
+            if y1 <= row + 0.5 < y2 and x1 <= column + 0.5 < x2
+        ]
+        values = np.array([image[cell] for cell in cells])
+        shares = values - np.log(np.exp(values).sum())
+        squares = np.array([(r + 0.5 - y) ** 2 + (c + 0.5 - x) ** 2 for r, c in cells])
+        bell = np.exp(-squares / (2 * 0.75**2))
+        total -= (bell / bell.sum() * shares).sum()
+    found = place_entropy(*(torch.from_numpy(each) for each in (logits, places, regions)))
+    assert float(found) == pytest.approx(total, rel=1e-9)

@@ -19,7 +19,9 @@ from training.models.instance.yolact_edge import YolactEdge
 
 SAME = 1e-5
 SMALL_BACKBONE = {"backbone_args": (("channels", (16, 16, 24, 32)),)}
-THIN = {"encoder": (8, 8, 8, 8), "flow_hidden": 8, "correction": (8, 1), "detail": 8}
+THIN = {
+    "encoder": (8, 8, 8, 8), "flow_hidden": 8, "mending": 8, "correction": (8, 1), "detail": 8,
+}  # fmt: skip
 KEY_COST = 1.05  # of the plain image model's multiply-adds
 NONKEY_COST = 0.35  # of the key frame's
 COCO_CLASSES = 80
@@ -167,6 +169,20 @@ def test_boxes_follow_the_flow_by_parts_of_a_cell_too():
     assert not torch.equal(later.deltas, key.deltas)
 
 
+@torch.no_grad()
+def test_object_of_one_cell_keeps_its_score_between_cells():
+    model = network(correction=(0, 0), has_proto_detail=False)
+    _, state = model.key(model.prepare(frames_of(1)))
+    state["outputs_p3"][:, : model.widths[0]] = -9.0
+    state["outputs_p3"][:, : model.widths[0], 4, 6] = 5.0
+    flow = torch.full((1, 2, 8, 12), -0.4)
+    model.video.flow.forward = lambda now, key: ([flow, flow], None)
+    later, _ = model.nonkey(torch.zeros(1, 3, 64, 96), state)
+    first_level = later.logits[0, : 8 * 12].amax(1)
+    assert sorted(first_level.tolist())[-2:] == [-9.0, 5.0]
+    assert int(first_level.argmax()) == 4 * 12 + 6
+
+
 @both_variants
 @torch.no_grad()
 def test_flow_is_taken_for_zero_where_nothing_is_to_be_warped(variant):
@@ -208,6 +224,24 @@ def test_matching_finds_a_picture_that_moved_by_whole_cells():
         torch.testing.assert_close(fine, 2 * wanted[..., :1, :1].expand_as(fine), rtol=0, atol=1e-2)
 
 
+@torch.no_grad()
+def test_blended_maps_and_whole_cells_agree_where_all_cells_say_the_same():
+    blended, whole = (network(is_blended=b, correction=(0, 0)) for b in (True, False))
+    _, state = whole.key(whole.prepare(frames_of(1)))
+    for name in state:
+        if name.startswith("outputs"):
+            state[name][:] = torch.linspace(-1, 1, state[name].shape[1])[:, None, None]
+    images = torch.zeros(1, 3, 64, 96)
+    flow = torch.rand(1, 2, 8, 12) * 2 - 1
+    for model in (blended, whole):
+        model.video.flow.forward = lambda now, key: ([flow, flow], None)
+    one, other = blended.nonkey(images, state)[0], whole.nonkey(images, state)[0]
+    torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=SAME)
+    torch.testing.assert_close(one.coefficients, other.coefficients, rtol=0, atol=SAME)
+    rest = (other.deltas - one.deltas)[..., :2].abs()  # half a cell of 8 in sides of 24
+    assert 0.05 < rest.max() <= 0.5 / 3 + SAME
+
+
 def test_what_is_to_be_warped_is_one_of_two_things():
     with pytest.raises(TrainingError, match=r"warps 'heads'; expected one of: pyramid, outputs"):
         network(warped="heads")
@@ -229,7 +263,13 @@ def test_every_weight_for_video_is_reached_by_a_later_frames_loss(variant):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"flow_hidden": 0}, {"correction": (0, 0)}, {"detail": 0}, {"has_proto_detail": False}],
+    [
+        {"flow_hidden": 0},
+        {"correction": (0, 0)},
+        {"detail": 0},
+        {"has_proto_detail": False},
+        {"mending": 0},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_parts_of_the_small_network_can_be_left_out(changes):

@@ -28,15 +28,43 @@ def warp(feature: Tensor, flow: Tensor, *, padding: str = "border") -> Tensor:
     Returns:
         (B, C, h, w) in the feature's type; float32 inside.
     """
+    x, y = _places(flow)
+    if padding == "border":  # by hand: at "zeros" ONNX Runtime is ten times faster
+        x, y = x.clamp(0, flow.shape[-1] - 1), y.clamp(0, flow.shape[-2] - 1)
+    return _sample(feature, x, y, "bilinear")
+
+
+def warp_whole(feature: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Fetch every cell from the one that the flow points into: nothing is blended.
+
+    Args:
+        feature: (B, C, h, w) of the earlier frame.
+        flow: (B, 2, h, w), cells; what it points to outside is the border's.
+
+    Returns:
+        (B, C, h, w) in the feature's type; and (B, 2, h, w) float32, from the middle of the cell
+        that was fetched to where the flow points, cells: -0.5..0.5.
+    """
+    x, y = _places(flow)
+    x, y = x.clamp(0, flow.shape[-1] - 1), y.clamp(0, flow.shape[-2] - 1)
+    column, row = x.detach().round(), y.detach().round()
+    return _sample(feature, column, row, "nearest"), torch.stack((x - column, y - row), 1)
+
+
+def _places(flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns and rows (B, h, w), float32, that a flow (B, 2, h, w) points to."""
     height, width = int(flow.shape[-2]), int(flow.shape[-1])
     flow = flow.float()
     x = torch.arange(width, device=flow.device, dtype=torch.float32) + flow[:, 0]
     y = torch.arange(height, device=flow.device, dtype=torch.float32)[:, None] + flow[:, 1]
-    if padding == "border":  # by hand: at "zeros" ONNX Runtime is ten times faster
-        x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
+    return x, y
+
+
+def _sample(feature: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:
+    height, width = int(feature.shape[-2]), int(feature.shape[-1])
     grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), -1)  # (B, h, w, 2)
     found = functional.grid_sample(
-        feature.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        feature.float(), grid, mode=mode, padding_mode="zeros", align_corners=False
     )
     return found.to(feature.dtype)
 

@@ -38,7 +38,8 @@ class Sink(ABC):
 
     Attributes:
         target: where results go, for people.
-        wants_picture: whether frames should be drawn on for this sink.
+        wants_picture: whether frames should be drawn on for this sink; asked for each frame. It may
+            change only in a sink that is given to the pipeline as it is.
         is_waited_for: whether a run over files may wait until there is room for a result; False of
             what is on a network or a screen, where the result is dropped.
         num_lost: results that `write` took and that never got to their place, so far (a server

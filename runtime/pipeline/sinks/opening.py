@@ -20,20 +20,21 @@ from runtime.pipeline.sources.base import Source
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that this module opens."""
-    parser.add_argument("--coco", type=Path, help="results as one COCO file, written at the end")
-    parser.add_argument("--webhook", metavar="URL", help="POST results as JSON, several at once")
-    parser.add_argument(
+    group = parser.add_argument_group("more outputs")
+    group.add_argument("--coco", type=Path, help="results as one COCO file, written at the end")
+    group.add_argument("--webhook", metavar="URL", help="POST results as JSON, several at once")
+    group.add_argument(
         "--mqtt", metavar="URL", help="publish results: mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC"
     )
-    parser.add_argument(
+    group.add_argument(
         "--mjpeg",
         metavar="[HOST:]PORT",
         help="annotated frames for browsers; for this machine alone unless HOST is 0.0.0.0",
     )
-    parser.add_argument(
+    group.add_argument(
         "--rtsp-out", metavar="URL", help="annotated video to an RTSP server that takes streams"
     )
-    parser.add_argument("--window", action="store_true", help="annotated frames in a window")
+    group.add_argument("--window", action="store_true", help="annotated frames in a window")
 
 
 def check_options(args: argparse.Namespace, taken: Sequence[Path]) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from training.errors import TrainingError
 from training.layers.backbone import run_to_level
 from training.layers.flow import mean_motion
+from training.layers.warped_outputs import NUM_LEVELS, WarpedOutputs
 from training.layers.warped_outputs import STATE as OUTPUTS_STATE
-from training.layers.warped_outputs import WarpedOutputs
 from training.layers.warped_pyramid import STATE as PYRAMID_STATE
 from training.layers.warped_pyramid import WarpedPyramid
 from training.losses.imitation import imitated_maps, imitated_rows, imitated_scores
@@ -40,7 +40,8 @@ class YolactEdgeSpec(YolactSpec):
         encoder: channels of the thin encoder, of strides 2, 4, 8, 16.
         reach: cells of stride 16 that things may move from their key frame.
         flow_hidden: channels of the flow's refinements at strides 16 and 8; 0 is without.
-        context: channels that a frame between key frames adds to its features of stride 8.
+        is_blended: the heads' maps are fetched bilinearly, in place of whole cells.
+        mending: channels of what mends warped prototypes at stride 4; 0 is without.
         correction: width and depth of what is added to the warped maps; a width of 0 is without.
         detail: channels that draw the prototypes' detail of stride 2 from the frame itself; 0
             moves the key frame's.
@@ -51,8 +52,9 @@ class YolactEdgeSpec(YolactSpec):
     encoder: tuple[int, int, int, int] = (16, 24, 48, 64)
     reach: int = 6
     flow_hidden: int = 32
-    context: int = 64
-    correction: tuple[int, int] = (80, 2)
+    is_blended: bool = False
+    mending: int = 48
+    correction: tuple[int, int] = (0, 0)
     detail: int = 16
 
 
@@ -75,15 +77,17 @@ class YolactEdge(TemporalModel, Yolact):
                 spec.fpn_channels, spec.fpn_upsample, has_refinement=spec.has_refinement
             )
             return
-        self.widths = [self.num_shapes * n for n in (self.num_scores, 4, spec.num_prototypes)]
+        scores, boxes = self.num_shapes * self.num_scores, 4 * self.num_shapes
+        self.widths = (scores, boxes, self.num_shapes * spec.num_prototypes)
         self.video = WarpedOutputs(
-            sum(self.widths),
+            self.widths,
             spec.num_prototypes,
             len(spec.classes),
             encoder=spec.encoder,
             reach=spec.reach,
             flow_hidden=spec.flow_hidden,
-            context=spec.context,
+            is_blended=spec.is_blended,
+            mending=spec.mending,
             correction=spec.correction,
             detail=spec.detail if spec.has_proto_detail else 0,
             norm=spec.norm,
@@ -155,10 +159,28 @@ class YolactEdge(TemporalModel, Yolact):
         return self.assemble(*made, (images.shape[-2], images.shape[-1])), flows
 
     def _on_warped_outputs(self, images: Tensor, state: State) -> tuple[YolactRaw, list[Tensor]]:
-        joined, prototypes, semantic, flows = self.video(images, state, is_warping=self.is_warping)
+        size_hw = (images.shape[-2], images.shape[-1])
+        sizes = [state[name].shape[-2:] for name in OUTPUTS_STATE[:NUM_LEVELS]]
+        joined, prototypes, semantic, flows = self.video(
+            images,
+            state,
+            self._box_steps([(h, w) for h, w in sizes], size_hw),
+            is_warping=self.is_warping,
+        )
         maps = list(zip(*(level.split(self.widths, 1) for level in joined), strict=True))
-        made = (maps, prototypes.relu(), semantic)
-        return self.assemble(*made, (images.shape[-2], images.shape[-1])), flows
+        return self.assemble(maps, prototypes.relu(), semantic, size_hw), flows
+
+    def _box_steps(self, sizes: list[tuple[int, int]], size_hw: tuple[int, int]) -> list[Tensor]:
+        """Of each level (S, 2): its cells' width and height in units of the shapes' boxes."""
+        anchors = self._anchors(sizes, size_hw)
+        steps, first = [], 0
+        for height, width in sizes:
+            shapes = anchors[first : first + self.num_shapes]
+            first += height * width * self.num_shapes
+            cell = shapes.new_tensor((size_hw[1] / width, size_hw[0] / height))
+            sides = (shapes[:, 2:] - shapes[:, :2]) * self.spec.box_variances[0]
+            steps.append((cell / sides).to(self.mean.device))
+        return steps
 
 
 _STAGES = {

@@ -18,6 +18,7 @@ from training.data.joints import PERSON_JOINTS
 from training.errors import TrainingError
 from training.layers.heatmaps import (
     cells_at,
+    cells_of,
     draw_gaussians,
     gaussian_radius,
     is_inside,
@@ -26,7 +27,7 @@ from training.layers.heatmaps import (
 )
 from training.layers.joint_snapping import snap_joints
 from training.layers.light_decoder import STRIDE
-from training.losses.heatmaps import absolute_error, penalty_reduced_focal_loss
+from training.losses.heatmaps import absolute_error, penalty_reduced_focal_loss, place_entropy
 from training.models.base import Candidates, KeypointSpec, Losses, Recipe, Targets, Variant
 from training.models.detection.centernet import VARIANTS as BOX_VARIANTS
 from training.models.detection.centernet import (
@@ -36,6 +37,8 @@ from training.models.detection.centernet import (
     mean_of,
 )
 
+REGION_MARGIN = 0.15  # of a box's sides: joints at its border are looked for beyond it
+
 
 @dataclass(frozen=True, kw_only=True)
 class CenterNetPoseSpec(CenterNetSpec, KeypointSpec):
@@ -43,9 +46,16 @@ class CenterNetPoseSpec(CenterNetSpec, KeypointSpec):
 
     Attributes:
         num_joint_peaks: of each joint's heatmap, the best ones that joints move to.
+        joint_overlap: as `min_overlap`, of the joints' Gaussians; None takes that, as published.
+        place_weight: of a softmax over the cells of each person's box, which learns where among
+            them a joint is; 0 is without, as published.
+        way_reach: cells around a centre that learn the ways to its joints as well; 0 as published.
     """
 
     num_joint_peaks: int = 100
+    joint_overlap: float | None = None
+    place_weight: float = 0.0
+    way_reach: int = 0
 
 
 class JointTargets(NamedTuple):
@@ -56,6 +66,8 @@ class JointTargets(NamedTuple):
         owners: (P,) int64, the cell of each labelled joint's object; joints: (P,) int64, 0..J-1.
         ways_xy: (P, 2) float32, from the object's cell to the joint, in cells.
         cells: (P',) int64 of the joints inside the map; inside_xy: (P', 2), where in them, 0..1.
+        channels: (P',) int64, which joints those are. regions: (P', 4) xyxy in cells, their
+            people's boxes with a margin.
     """
 
     heatmap: Tensor
@@ -65,6 +77,8 @@ class JointTargets(NamedTuple):
     ways_xy: Tensor
     cells: Tensor
     inside_xy: Tensor
+    channels: Tensor
+    regions: Tensor
 
 
 class CenterNetPose(CenterNet):
@@ -93,7 +107,7 @@ class CenterNetPose(CenterNet):
         return super().map_widths() | joints
 
     def loss(self, raw: CenterNetRaw, targets: Targets) -> Losses:
-        """CenterNet's losses and "displacement", "joint_heatmap", "joint_offset".
+        """CenterNet's losses and "displacement", "joint_heatmap", "joint_offset", "joint_place".
 
         The mean over the stacks; those of joints are divided by the number of labelled joints.
         """
@@ -125,7 +139,12 @@ class CenterNetPose(CenterNet):
         limit = places.new_tensor([width, height])
         is_in = ((places >= 0) & (places < limit)).all(1)
         cells = cells_at(places[is_in], size_hw)
-        radii = gaussian_radius(sizes[rows[is_in]], self.spec.min_overlap)
+        margins = sizes[rows[is_in]] * REGION_MARGIN + 1
+        centres = boxes[rows[is_in]]
+        regions = torch.cat((centres[:, :2] - margins, centres[:, 2:] + margins), 1)
+        overlap = self.spec.joint_overlap or self.spec.min_overlap
+        radii = gaussian_radius(sizes[rows[is_in]], overlap)
+        owners, rows_near = self._near(owners, limit)
         shape = (keypoints.shape[1], height, width)
         heatmap = draw_gaussians(cells, radii, joints[is_in], shape)
         weights = torch.ones_like(heatmap)
@@ -136,11 +155,22 @@ class CenterNetPose(CenterNet):
             heatmap,
             weights,
             owners[:, 1] * width + owners[:, 0],
-            joints,
-            places - owners,
+            joints[rows_near],
+            places[rows_near] - owners,
             cells[:, 1] * width + cells[:, 0],
             places[is_in] - cells,
+            joints[is_in],
+            regions,
         )
+
+    def _near(self, owners: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+        """Cells (P', 2) inside the map up to `way_reach` from owners (P, 2), and whose they are."""
+        steps = torch.arange(-self.spec.way_reach, self.spec.way_reach + 1, device=owners.device)
+        around = torch.cartesian_prod(steps, steps)
+        cells = (owners[:, None] + around).flatten(0, 1)
+        rows = torch.arange(len(owners), device=owners.device).repeat_interleave(len(around))
+        is_in = ((cells >= 0) & (cells < limit)).all(1)
+        return cells[is_in], rows[is_in]
 
     def joint_losses(self, maps: dict[str, Tensor], wanted: list[JointTargets]) -> Losses:
         """Losses of one stack's maps of joints against what each image wants."""
@@ -157,11 +187,18 @@ class CenterNetPose(CenterNet):
         heat_loss = penalty_reduced_focal_loss(maps["joint_heatmap"], heatmap, weights)
         offset_loss = absolute_error(maps["joint_offset"], cells, inside_xy)
         num_ways, num_inside = max(1, len(owners)), max(1, len(cells))
-        return {
+        losses = {
             "displacement": way_loss / (2 * num_ways),
             "joint_heatmap": heat_loss / num_inside,
             "joint_offset": offset_loss / (2 * num_inside),
         }
+        if self.spec.place_weight:
+            place_loss = maps["joint_heatmap"].new_zeros(())
+            for logits, each in zip(maps["joint_heatmap"], wanted, strict=True):
+                places = cells_of(size_hw, logits.device)[each.cells] + each.inside_xy
+                place_loss = place_loss + place_entropy(logits[each.channels], places, each.regions)
+            losses["joint_place"] = place_loss * (self.spec.place_weight / num_inside)
+        return losses
 
     def candidates(self, raw: CenterNetRaw) -> Candidates:
         """Peaks of the last stack, with the joints of those that are kept."""
@@ -193,9 +230,22 @@ VARIANTS: dict[str, Variant] = {
             has_shared_head=True,
             min_overlap=0.3,
             num_joint_peaks=50,
+            joint_overlap=0.7,
+            place_weight=0.5,
+            way_reach=1,
             **PERSON_JOINTS.fields(),
         ),
-        Recipe(steps=3000, lr=1.5e-3, ema_decay=0.998, validate_every=1000, validate_images=100),
+        Recipe(
+            steps=4000,
+            batch=16,
+            lr=1.5e-3,
+            ema_decay=0.998,
+            view_hw=(192, 224),  # mostly of people, who are few in a whole frame
+            focus=0.9,
+            scale=(0.9, 3.0),
+            validate_every=1000,
+            validate_images=100,
+        ),
     ),
     "r50": _of_boxes("r50"),
     "hourglass": _of_boxes("hourglass"),
