@@ -16,7 +16,7 @@ EXPORT_SOURCES := $(shell find export training runtime/contract runtime/engines 
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test lint soak clean
+.PHONY: setup demo test lint soak screenshots clean
 
 setup: $(READY)
 
@@ -44,6 +44,9 @@ lint: $(READY)
 soak: $(READY)
 	$(BIN)/python -m pytest -q -m slow
 	$(BIN)/python benchmarks/live.py soak --frames 200000
+
+screenshots: $(EXPORTED)
+	$(BIN)/python tests/take_screenshots.py $(BUNDLE)
 
 clean:
 	rm -rf out runs/.cache .pytest_cache .mypy_cache .ruff_cache

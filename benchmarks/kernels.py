@@ -32,7 +32,16 @@ import numpy as np
 
 from benchmarks.measure.fingerprint import describe_libraries, describe_machine
 from benchmarks.measure.kernel_bench import WORK, InputSet, KernelBench, find_fault
-from benchmarks.measure.selection import HEADS, Arrays, Gpu, Head, find_floors_us, keep, make_feeds
+from benchmarks.measure.selection import (
+    HEADS,
+    Arrays,
+    Gpu,
+    Head,
+    find_floors_us,
+    find_letterbox_floor_us,
+    keep,
+    make_feeds,
+)
 from runtime.contract.errors import (
     EXIT_DONE,
     EXIT_VERDICT_FAIL,
@@ -41,16 +50,20 @@ from runtime.contract.errors import (
     run_script,
 )
 from runtime.contract.files import write_json
+from runtime.contract.manifest import InputGeometry
 from runtime.contract.manual import ScriptParser
 from runtime.engines.kernels.launching import Driver
 from runtime.engines.kernels.shipped import NMS, SELECT, code_sha256
 from runtime.pipeline.sinks.base import check_target
+from runtime.preprocess import Letterbox
 from runtime.sessions.buffers import Cuda
 from runtime.sessions.gpu import why_no_gpu
 
 SCHEMA = 1
 ROTATED_NBYTES = 256 << 20  # of logits: several times the largest cache
 MOST_SETS = 32
+FRAME_HW, NETWORK_HW = (1080, 1920), (640, 640)
+LETTERBOX_FRAMES = 40  # 250 MB of them
 PEER_SETS = 4
 PEER = Path(__file__).resolve().parents[1] / "training" / "time_selection.py"
 PEER_TIMEOUT_S = 900.0
@@ -90,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         with bench:
             gpu = bench.measure_gpu(clock_hz)
             document["gpu"] = {"name": str(bench.device), **asdict(gpu)}
+            document["letterbox"] = measure_letterbox(bench, gpu, args.replays, skipped)
             for name in args.head:
                 found = measure(bench, HEADS[name], gpu, args)
                 document["heads"][name] |= found
@@ -112,7 +126,7 @@ def open_bench(skipped: dict[str, str]) -> KernelBench | None:
             return KernelBench(Cuda.load(), Driver.load())
         except (SessionError, EngineError) as error:
             reason = str(error)
-    for step in ("correctness", "races", "times"):
+    for step in ("correctness", "races", "times", "letterbox"):
         skipped[step] = reason
     return None
 
@@ -142,6 +156,24 @@ def measure(bench: KernelBench, head: Head, gpu: Gpu, args: Any) -> dict[str, An
         "pairs": pairs,
         "times_us": {work: round(time, 3) for work, time in times.items()},
         "floors_us": {n: round(v, 3) for n, v in find_floors_us(head, pairs, gpu).items()},
+    }
+
+
+def measure_letterbox(
+    bench: KernelBench, gpu: Gpu, num_replays: int, skipped: dict[str, str]
+) -> dict[str, Any]:
+    """The letterbox kernel's time and floor; {} where it does not prove itself."""
+    letterbox = Letterbox.fit(FRAME_HW, InputGeometry(height=NETWORK_HW[0], width=NETWORK_HW[1]))
+    try:
+        time_us = bench.time_letterbox_us(letterbox, LETTERBOX_FRAMES, num_replays)
+    except SessionError as error:
+        skipped["letterbox"] = str(error)
+        return {}
+    return {
+        "frame_hw": list(FRAME_HW),
+        "network_hw": list(NETWORK_HW),
+        "time_us": round(time_us, 3),
+        "floor_us": round(find_letterbox_floor_us(letterbox, gpu), 3),
     }
 
 
@@ -177,8 +209,8 @@ def ask_peer(head: Head, name: str, skipped: dict[str, str]) -> dict[str, Any]:
     feeds = [make_feeds(head, seed) for seed in range(PEER_SETS)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
-        stacked = {key: np.stack([each[key] for each in feeds]) for key in feeds[0]}
-        np.savez(path, candidates=head.candidates, kept=head.kept, **stacked)
+        arrays: dict[str, Any] = {key: np.stack([each[key] for each in feeds]) for key in feeds[0]}
+        np.savez(path, candidates=head.candidates, kept=head.kept, **arrays)
         command = [sys.executable, str(PEER), str(path)]
         try:
             done = subprocess.run(
@@ -214,6 +246,11 @@ def report(document: dict[str, Any]) -> list[str]:
         lines.append(
             f"{gpu['name']}: {gpu['bytes_a_s'] / 1e9:.0f} GB/s, a launch {gpu['launch_us']:.1f} us"
         )
+    if document.get("letterbox"):
+        found = document["letterbox"]
+        time, floor = found["time_us"], found["floor_us"]
+        lines.append("letterbox of a 1920x1080 frame to 640x640:")
+        lines.append(f"  1 launch{time:8.1f} us  floor {floor:7.1f} us  {time / floor:5.2f} x")
     for name, found in document["heads"].items():
         sizes = found["sizes"]
         lines.append(

@@ -1,12 +1,17 @@
-"""Compile our CUDA kernels to PTX for all GPUs: `export/compile_kernels.py`, after a change.
+"""Compile our CUDA kernels to PTX for all GPUs, after a change of their sources.
 
 Writes runtime/engines/kernels/ptx/*.ptx and kernels.json. Needs no GPU and no CUDA toolkit, but
 NVRTC in two versions; where one is missing, it says how to fetch it.
+
+Examples:
+  python export/compile_kernels.py
+      All sources, for all GPUs.
+  python export/compile_kernels.py --check
+      Writes nothing, and says whether what is shipped is of these sources.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -25,6 +30,7 @@ from runtime.contract.errors import (
     run_script,
 )
 from runtime.contract.files import write_json, write_text
+from runtime.contract.manual import ScriptParser
 from runtime.engines.kernels.shipped import (
     FOLDER,
     HEADER,
@@ -115,7 +121,7 @@ def _stem(name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ScriptParser(__doc__, statuses={1: "with --check: a file would change"})
     parser.add_argument("--only", choices=sources(), help="one source; default: all")
     parser.add_argument(
         "--compilers",

@@ -9,7 +9,7 @@ Examples:
       Driver, backends, OpenCV, video, cameras, processor, power, memory.
   python runtime/doctor.py --bundle runs/retinanet
       A bundle and its engines as well.
-  python runtime/doctor.py --json --strict
+  python runtime/doctor.py --strict --json
       One object for programs, and a status that warnings raise, too.
 """
 

@@ -6,8 +6,8 @@ Examples:
   python runtime/run_video.py runs/retinanet --source street.mp4 --out annotated.mp4 \
       --json found.jsonl
       A file to an annotated video, and its results as JSON lines.
-  python runtime/run_video.py runs/retinanet --source 0 --mjpeg 8080 --max-age-ms 200
-      This machine's camera, for browsers on http://127.0.0.1:8080; no frame waits over 200 ms.
+  python runtime/run_video.py runs/retinanet --source 0 --web 8080 --max-age-ms 200
+      This machine's camera, with a page on http://127.0.0.1:8080; no frame waits over 200 ms.
   python runtime/run_video.py runs/retinanet --source rtsp://127.0.0.1:8554/live \
       --source street.mp4 --out "annotated_{source}.mp4"
       Two sources on one engine, a video for each.

@@ -226,7 +226,7 @@ resize = lambda image, size: image[: size[1], : size[0]]
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_environment_that_is_really_made_runs_the_runtime_without_torch(jetson, tmp_path):
-    """A real environment and real wheels; OpenCV and TensorRT of the "system" are two small files."""
+    """A real environment and real wheels; the system's OpenCV and TensorRT are two small files."""
     system = tmp_path / "dist-packages"
     system.mkdir()
     (system / "cv2.py").write_text(SYSTEM_CV2)

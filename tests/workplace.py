@@ -1,7 +1,7 @@
 """A folder with what the commands of documents and helps read: bundles, pictures, a video, data.
 
-`furnish` makes bundles of kilobytes, which detect colours, have no checkpoint and run at once;
-`furnish_for_real` puts bundles exported from checkpoints in their place.
+`furnish` makes bundles of kilobytes, which detect colours, have no checkpoint and run at once; for
+scripts that need a bundle and its checkpoint, `export_shipped` makes one to put in their place.
 """
 
 from __future__ import annotations
@@ -72,6 +72,16 @@ def _write_pictures(place: Path, data: Path) -> None:
     (place / "results.json").write_text(json.dumps(found))
     frames = np.zeros((2, 96, 128, 3), np.uint8)
     np.save(place / "frames.npy", frames)
+    _write_head_outputs(place / "inputs.npz")
+
+
+def _write_head_outputs(path: Path) -> None:
+    """What training/time_selection.py reads: one input of 50 anchors and 3 classes."""
+    from benchmarks.measure.selection import Head, make_feeds
+
+    head = Head(50, 3, 20, kept=5, mean=0.0)
+    arrays = {name: array[None] for name, array in make_feeds(head, 0).items()}
+    np.savez(path, candidates=head.candidates, kept=head.kept, **arrays)
 
 
 def write_tiny_pose_bundle(folder: Path) -> Path:
@@ -128,29 +138,22 @@ def write_tiny_pose_bundle(folder: Path) -> Path:
     return folder
 
 
-def furnish_for_real(place: Path, exported: Path) -> Path:
-    """Put bundles of checkpoints in the place of tiny ones, for scripts that need both; the folder.
+def export_shipped(model: str, out: Path) -> Path:
+    """The bundle of a shipped checkpoint, in fp32; its folder."""
+    from export.bundling import ExportOptions, write_bundle
 
-    Args:
-        place: furnished.
-        exported: a bundle of the checkpoint TRAINED, in fp32.
-    """
+    options = ExportOptions(
+        model=model, variant=None, checkpoint=None, size_hw=None, out=out, data="street",
+        precisions=("fp32",),
+    )  # fmt: skip
+    write_bundle(options, report=lambda line: None)
+    return out
+
+
+def write_published(path: Path) -> Path:
+    """A checkpoint with the tensors of a published YOLACT, and no trained weights in them."""
     import torch
     from published_weights import flat_tensors
 
-    from export.bundling import ExportOptions, write_bundle
-
-    shutil.rmtree(place / "runs" / "mine")
-    shutil.copytree(exported, place / "runs" / "mine")
-    for name in ("retinanet", "yolact", "yolact_edge"):
-        out = place / "runs" / name
-        shutil.rmtree(out)
-        options = ExportOptions(
-            model=name, variant=None, checkpoint=None, size_hw=None, out=out, data="street",
-            precisions=("fp32",),
-        )  # fmt: skip
-        write_bundle(options, report=lambda line: None)
-    shutil.rmtree(place / "out" / "demo" / "retinanet")
-    shutil.copytree(place / "runs" / "retinanet", place / "out" / "demo" / "retinanet")
-    torch.save(flat_tensors("yolact_resnet50"), place / "yolact_resnet50_54_800000.pth")
-    return place
+    torch.save(flat_tensors("yolact_resnet50"), path)
+    return path

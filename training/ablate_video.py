@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
     parser.add_argument("--steps", type=int, default=300, help="of the video lesson, each row")
     parser.add_argument("--clips", type=int, default=10, help="of each kind, to score on")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of every row's samples")
     args = parser.parse_args()
     for name in ("steps", "clips"):
         if getattr(args, name) < 1:

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from benchmarks.measure.selection import Arrays, Gpu, Head, keep
 from runtime.engines.kernels.launching import Driver, LoadedKernel, load_kernel
+from runtime.engines.kernels.letterbox import PlacedFrame
 from runtime.engines.kernels.shipped import NMS, SELECT, SELECT_STRETCH, Kernel, Version
+from runtime.preprocess import Letterbox
 from runtime.sessions.buffers import Cuda
+from runtime.sessions.frame_upload import GpuLetterbox
 
 COPIED_NBYTES = 256 << 20  # to measure the memory's bandwidth with
 NUM_COPIES = 16
@@ -50,7 +53,7 @@ class KernelBench:
 
     def __init__(self, cuda: Cuda, driver: Driver) -> None:
         """SessionError or EngineError where the GPU or its driver takes no kernel of ours."""
-        self._cuda = cuda
+        self._cuda, self._driver = cuda, driver
         self._cleanup = contextlib.ExitStack()
         cuda.make_current()
         self.device = cuda.device()
@@ -132,6 +135,26 @@ class KernelBench:
 
         return self._time_graph_us(enqueue, num_replays) / len(sets)
 
+    def time_letterbox_us(self, letterbox: Letterbox, num_frames: int, num_replays: int) -> float:
+        """Microseconds for one BGR frame that lies on the GPU; so many frames in turn."""
+        height, width = letterbox.source_hw
+        rows, columns = letterbox.network_hw
+        with contextlib.ExitStack() as stack:
+            kernel = GpuLetterbox.open(self._cuda, self._driver)
+            stack.callback(kernel.close)
+            sizes = [rows * columns * 3] + [height * width * 3] * num_frames
+            addresses = [self._cuda.allocate_device(nbytes) for nbytes in sizes]
+            for address in addresses:
+                stack.callback(self._cuda.free_device, address)
+            images, *frames = addresses
+
+            def enqueue() -> None:
+                for frame in frames:
+                    placed = PlacedFrame(frame, width * 3, 3, letterbox)
+                    kernel.launch([placed], images, self._stream)
+
+            return self._time_graph_us(enqueue, num_replays) / num_frames
+
     def measure_gpu(self, clock_hz: float) -> Gpu:
         """Bandwidth by copies on the device, a launch by suppressing nothing.
 
@@ -139,17 +162,17 @@ class KernelBench:
             clock_hz: of a multiprocessor.
         """
         with contextlib.ExitStack() as stack:
-            addresses = [self._cuda.allocate_device(COPIED_NBYTES) for _ in range(2)]
-            for address in addresses:
+            to, source = (self._cuda.allocate_device(COPIED_NBYTES) for _ in range(2))
+            for address in (to, source):
                 stack.callback(self._cuda.free_device, address)
 
             def copy() -> None:
                 for _ in range(NUM_COPIES):
-                    self._cuda.copy_on_device(*addresses, COPIED_NBYTES, self._stream)
+                    self._cuda.copy_on_device(to, source, COPIED_NBYTES, self._stream)
 
             copied_us = self._time_graph_us(copy, 3)
         nothing = Head(32, 1, 32, kept=1)
-        feeds = {
+        feeds: Arrays = {
             "logits": np.zeros((1, 32, 1), np.float32),
             "boxes": np.zeros((1, 32, 4), np.float32),
             "score_threshold": np.ones((1, 1), np.float32),
@@ -190,13 +213,13 @@ class KernelBench:
             )
         if work in ("nms", "both"):
             inputs = ("boxes", "scores", "classes", "iou_threshold")
-            names = ("num_detections", "det_boxes", "det_scores", "det_classes", "det_indices")
+            outputs = ("num_detections", "det_boxes", "det_scores", "det_classes", "det_indices")
             numbers = (head.candidates, head.kept, GREEDY, 0)
             self._nms.launch(
                 self._stream,
                 (head.batch, 1, 1),
                 (NMS.max_threads, 1, 1),
-                [*(at[name] for name in inputs), *numbers, *(at[name] for name in names)],
+                [*(at[name] for name in inputs), *numbers, *(at[name] for name in outputs)],
             )
 
     def _load(self, driver: Driver, kernel: Kernel, capability: Version) -> LoadedKernel:
@@ -224,14 +247,15 @@ class KernelBench:
         with self._pinned(nbytes) as (address, memory):
             self._cuda.copy_to_host(address, placed.addresses[name], nbytes, self._stream)
             self._cuda.wait_for_stream(self._stream)
-            return memory.copy().view(kind).reshape(shape)
+            copied: NDArray[Any] = memory.copy().view(kind).reshape(shape)
+        return copied
 
     @contextlib.contextmanager
     def _pinned(self, nbytes: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         address = self._cuda.allocate_pinned(nbytes)
         try:
             raw = (ctypes.c_ubyte * nbytes).from_address(address)
-            yield address, np.frombuffer(raw, np.uint8)
+            yield address, np.ctypeslib.as_array(raw)
         finally:
             self._cuda.free_pinned(address)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.preprocess import Letterbox
+
 Arrays = dict[str, NDArray[np.generic]]
 
 OPERATIONS_A_PAIR = 16  # of an IoU and its comparison
@@ -136,6 +138,14 @@ def find_floors_us(head: Head, num_pairs: int, gpu: Gpu) -> dict[str, float]:
         "nms": nms + gpu.launch_us,
         "both": select + nms + 2 * gpu.launch_us,
     }
+
+
+def find_letterbox_floor_us(letterbox: Letterbox, gpu: Gpu) -> float:
+    """The least time to letterbox one BGR frame: two lines of it for each that is written."""
+    height, width = letterbox.source_hw
+    rows, columns = letterbox.network_hw
+    lines = min(height, 2 * letterbox.content_hw[0])
+    return 3 * (lines * width + rows * columns) / gpu.bytes_a_s * 1e6 + gpu.launch_us
 
 
 def _ious(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.float64]:

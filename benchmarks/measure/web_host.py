@@ -32,15 +32,16 @@ SLEEPING = "sleeping"  # in place of a bundle
 START_S = 120.0  # to load libraries and a bundle on a busy machine
 
 
-def serve(bundle: str, engine_ms: float, token: str) -> None:
+def serve(bundle: str, engine_ms: float, fps: float, token: str) -> None:
     """Run until the input ends.
 
     Args:
         bundle: path, or SLEEPING.
         engine_ms: that an engine call sleeps.
+        fps: of a camera; 0: pictures come as fast as the engine takes them.
         token: of the page.
     """
-    source = SyntheticSource("camera", size_wh=PICTURE_WH, fps=30.0, is_live=False)
+    source = SyntheticSource("camera", size_wh=PICTURE_WH, fps=fps or 30.0, is_live=fps > 0)
     words = [bundle, "--source", "camera", "--web", "0", "--web-token", token]
     args = parse([*words, "--web-bundle", str(ROOT / "none")])
     stop = StopSignal()
@@ -87,14 +88,15 @@ class WebHost:
     """The process; a context manager.
 
     Args:
-        bundle, engine_ms, token: as of `serve`.
+        bundle, engine_ms, fps, token: as of `serve`.
 
     Attributes:
         host, port: where the page is.
     """
 
-    def __init__(self, bundle: str, engine_ms: float, token: str) -> None:
-        code = f"from benchmarks.measure.web_host import serve; serve{(bundle, engine_ms, token)!r}"
+    def __init__(self, bundle: str, engine_ms: float, fps: float, token: str) -> None:
+        asked = (bundle, engine_ms, fps, token)
+        code = f"from benchmarks.measure.web_host import serve; serve{asked!r}"
         self.host, self.port = "127.0.0.1", 0
         self.token = token
         self._process = subprocess.Popen(

@@ -8,6 +8,7 @@ reads; 13.0 is the first that knows sm_110 and writes 9.0, which JetPack 7.1 rea
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class Nvrtc:
             if status != 0:
                 log = self._read(program, "ProgramLog")[:_LOG_BYTES]
                 raise KestrelError(f"{name} does not compile for sm_{target}: {log}")
-            return self._read(program, "PTX")
+            return _count_calls_anew(self._read(program, "PTX"))
         finally:
             self._library.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -133,6 +134,19 @@ def _candidates(folders: Sequence[Path]) -> list[Path]:
         paths += sorted(Path(entry).glob("nvidia/*/lib/libnvrtc.so.*"))
     paths += sorted(Path("/usr/local").glob("cuda*/lib64/libnvrtc.so.*"))
     return list(dict.fromkeys(path.resolve() for path in paths))
+
+
+def _count_calls_anew(ptx: str) -> str:
+    """The same text, the calls in its comments counted from 0.
+
+    The library counts them through its life, so its text depends on what it compiled before.
+    """
+    numbers: dict[str, int] = {}
+
+    def renumber(found: re.Match[str]) -> str:
+        return f"// callseq {numbers.setdefault(found[1], len(numbers))}"
+
+    return re.sub(r"// callseq (\d+)", renumber, ptx)
 
 
 def _c_strings(texts: Iterable[str]) -> ctypes.Array[ctypes.c_char_p]:

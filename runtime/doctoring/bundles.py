@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.contract.bundle import Bundle, Kind
-from runtime.contract.errors import BundleError, one_line
-from runtime.doctoring.findings import Finding
+from runtime.contract.errors import BundleError
+from runtime.doctoring.findings import Finding, from_error
 from runtime.doctoring.survey import Survey
 from runtime.sessions.cpu_flags import VNNI
 
@@ -24,21 +24,13 @@ def check_bundles(survey: Survey) -> Iterator[Finding]:
         try:
             bundle = Bundle.open(path)
         except (BundleError, OSError) as error:
-            yield as_finding(subject, "bundle-unreadable", error)
+            yield from_error(subject, "bundle-unreadable", error)
             continue
         damaged = list(_check_files(subject, bundle))
         yield from damaged
         yield from _check_folder(subject, path)
         if not damaged:
             yield from _check_use(survey, subject, bundle)
-
-
-def as_finding(subject: str, code: str, error: Exception) -> Finding:
-    """An error's message as a finding: our messages end with the cure."""
-    found, _, cure = one_line(error).rpartition(". ")
-    if not found:
-        found, cure = cure, "copy the whole bundle again, or export it again"
-    return Finding(subject, code, "error", found, cure.rstrip("."))
 
 
 def _check_files(subject: str, bundle: Bundle) -> Iterator[Finding]:
@@ -53,14 +45,14 @@ def _check_files(subject: str, bundle: Bundle) -> Iterator[Finding]:
                 try:
                     bundle.file(graph, precision, kind)
                 except (BundleError, OSError) as error:
-                    finding = as_finding(subject, "bundle-damaged", error)
+                    finding = from_error(subject, "bundle-damaged", error)
                     if finding not in seen:  # a weights file that several graphs share
                         yield finding
                     seen.add(finding)
         try:
             bundle.samples(graph)
         except (BundleError, OSError) as error:
-            yield as_finding(subject, "bundle-samples-damaged", error)
+            yield from_error(subject, "bundle-samples-damaged", error)
 
 
 def _check_folder(subject: str, path: Path) -> Iterator[Finding]:
@@ -101,7 +93,7 @@ def _check_use(survey: Survey, subject: str, bundle: Bundle) -> Iterator[Finding
             try:
                 verdict = bundle.verdict(precision, name)
             except BundleError as error:
-                yield as_finding(subject, "bundle-proof-damaged", error)
+                yield from_error(subject, "bundle-proof-damaged", error)
                 return
             pair = f"{precision} with {backend}"
             if verdict == "fail":

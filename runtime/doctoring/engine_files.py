@@ -17,6 +17,7 @@ from runtime.engines.build import BuildOptions
 from runtime.engines.cache import ENGINES_FOLDER, read_record, user_cache_folder
 from runtime.engines.fingerprint import Device, Identity, identify, serves
 from runtime.engines.flavour import FLAVOUR_NAMES, Flavour
+from runtime.engines.kernels.shipped import NMS, SELECT, code_sha256
 
 _DELETE = "delete it: it is built anew where it is needed"
 _REBUILD = "nothing to do: the next start builds it anew, which takes minutes once"
@@ -136,7 +137,7 @@ def _judge_fit(
             Flavour(flavour, None, version),
             device=device,
             options=BuildOptions(),
-            plugin_sha256=str(identity.get("plugin_sha256", "")),
+            plugin_sha256=_expected_code(str(identity.get("plugin_sha256", ""))),
         )
     except KestrelError as error:
         yield Finding(
@@ -161,6 +162,11 @@ def _judge_fit(
     )
 
 
+def _expected_code(recorded: str) -> str:
+    """Hash of our kernels' code; an engine without them is right where TensorRT refused them."""
+    return "" if recorded == "" else code_sha256(SELECT, NMS)
+
+
 def _differences(identity: Mapping[str, Any], wanted: Identity, device: Device | None) -> list[str]:
     """What differs between an engine and this machine, for people."""
     ours = wanted.to_dict()
@@ -180,6 +186,8 @@ def _differences(identity: Mapping[str, Any], wanted: Identity, device: Device |
         device.compute_capability,
     ):
         said.append(f"built for sm {identity.get('compute_capability')}, here is {device}")
+    if identity.get("plugin_sha256") != wanted.plugin_sha256:
+        said.append("our kernels are other ones by now")
     if identity.get("shapes") != ours["shapes"]:
         said.append("other batches or input sizes")
     return said or ["its targets leave this GPU out"]

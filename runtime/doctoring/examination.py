@@ -48,6 +48,7 @@ CHECKS: tuple[Check, ...] = (
     nvidia.check_driver,
     nvidia.check_driver_files,
     nvidia.check_cuda_packages,
+    nvidia.check_kernels,
     tensorrt_flavours.check_parts,
     tensorrt_flavours.check_flavours,
     onnx_runtime.check_wheels,

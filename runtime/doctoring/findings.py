@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
+from runtime.contract.errors import one_line
+
 Level: TypeAlias = Literal["ok", "note", "warning", "error"]
 
 LEVELS: tuple[Level, ...] = get_args(Level)  # the worst is last
@@ -36,6 +38,14 @@ class Finding:
         assert bool(self.cure) == (self.level != "ok"), f"{self.code}: a cure for {self.level!r}"
         for name in ("found", "cure"):
             object.__setattr__(self, name, _one_line(getattr(self, name)))
+
+
+def from_error(subject: str, code: str, error: Exception, level: Level = "error") -> Finding:
+    """An error's message as a finding: the last sentence of ours is the cure."""
+    found, _, cure = one_line(error).rpartition(". ")
+    if not found:
+        found, cure = cure, "copy the files again, or make them anew"
+    return Finding(subject, code, level, found, cure.rstrip("."))
 
 
 def worst_level(findings: Sequence[Finding]) -> Level:

@@ -28,11 +28,11 @@ def check_jetson(survey: Survey) -> Iterator[Finding]:
             _SUBJECT,
             "jetpack-old",
             "error",
-            f"{release}: JetPack {jetson.jetpack or 'of before 5'} has no TensorRT 10.3 or newer",
+            f"{release}: JetPack {jetson.jetpack or 'of before 6'} has no TensorRT 10.3 or newer",
             "install JetPack 6 or 7 (Orin and later), or run on the CPU: --backend openvino",
         )
     else:
-        text = f"{release}, JetPack {jetson.jetpack or 'newer than 7'}"
+        text = f"{release}, JetPack {jetson.jetpack or 'of a version that is not known here'}"
         yield Finding(_SUBJECT, "jetpack", "ok", text)
     yield from _find_unseen(survey)
     yield from _find_replaced(survey, jetson)

@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Iterator
 
+from runtime.contract.errors import EngineError
 from runtime.doctoring.distributions import find_packages, version_key
-from runtime.doctoring.findings import Finding
+from runtime.doctoring.findings import Finding, from_error
 from runtime.doctoring.import_cures import cure_for
 from runtime.doctoring.machine import Machine
 from runtime.doctoring.survey import Survey
 from runtime.doctoring.wheels import check_version
+from runtime.engines.kernels.shipped import KERNELS, read_ptx, readable_isa
 
 _SUBJECT = "NVIDIA driver"
 _VENDOR, _DISPLAY_CLASSES = "0x10de", ("0x0300", "0x0302")  # of PCI: VGA and 3D controllers
@@ -129,6 +131,21 @@ def check_cuda_packages(survey: Survey) -> Iterator[Finding]:
     yield from _check_bindings(survey)
 
 
+def check_kernels(survey: Survey) -> Iterator[Finding]:
+    """Our own CUDA kernels: whether their PTX is whole, and made for each GPU and its driver."""
+    for gpu in survey.gpus:
+        major, minor = (int(part) for part in gpu.compute_capability.split("."))
+        cuda = survey.driver.data["version"]
+        isa = readable_isa((cuda // 1000, cuda % 1000 // 10))
+        try:
+            for kernel in KERNELS:
+                read_ptx(kernel, (major, minor), isa)
+        except EngineError as error:
+            yield from_error("CUDA", "kernels-none", error, "warning")
+        else:
+            yield Finding("CUDA", "kernels", "ok", f"our kernels are there for {gpu}")
+
+
 def _check_bindings(survey: Survey) -> Iterator[Finding]:
     machine = survey.machine
     found = find_packages(machine, r"cuda-bindings") or find_packages(machine, r"cuda-python")
@@ -155,7 +172,7 @@ def _check_bindings(survey: Survey) -> Iterator[Finding]:
             cure_for(answer, found[0].name),
         )
         return
-    findings = list(check_version("CUDA", "cuda-python", "cuda", found[0].version))
+    findings = list(check_version("CUDA", "cuda-python", "cuda", found[0].version, found[0].name))
     yield from findings or [Finding("CUDA", "cuda-python", "ok", str(found[0]))]
 
 

@@ -60,7 +60,9 @@ def check_build(survey: Survey) -> Iterator[Finding]:
     text = f"{data['version']} with {', '.join(has) or 'nothing'}{without} ({data['file']})"
     yield Finding(_SUBJECT, "opencv", "ok", text)
     if not _package_name(survey, none=""):  # no wheel, so nobody has looked at its version
-        yield from check_version(_SUBJECT, "opencv", "cv2", data["version"])
+        yield from check_version(
+            _SUBJECT, "opencv", "cv2", data["version"], "opencv-python-headless"
+        )
     if "FFmpeg" in lacks and survey.machine.finds_module("av") is None:
         yield Finding(
             _SUBJECT,

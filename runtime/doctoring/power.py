@@ -13,7 +13,7 @@ from runtime.doctoring.survey import Survey
 _SUBJECT = "Power"
 _NEAR_C = 5.0  # degrees below a trip point that are worth a word
 _SLOWED_BY_DESIGN = ("powersave", "conservative")
-_OWN_GOVERNORS = ("intel_pstate", "amd-pstate-epp", "intel_cpufreq")  # their powersave is dynamic
+_OWN_GOVERNORS = ("intel_pstate", "amd-pstate-epp")  # their powersave is dynamic
 _PI_UNDER_VOLTAGE, _PI_THROTTLED = 0x1 | 0x10000, 0x4 | 0x40000
 # Bits of nvmlClocksEventReasons -> what slows the GPU, and the cure.
 _GPU_REASONS = (

@@ -15,7 +15,7 @@ from runtime.engines.fingerprint import Device
 from runtime.sessions.cpu_flags import read_flags
 
 _RELEASE = re.compile(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
-_JETPACKS = {35: "5", 36: "6", 38: "7", 39: "7"}  # L4T's major version -> JetPack's
+_JETPACKS = {32: "4", 35: "5", 36: "6", 38: "7"}  # L4T's major version -> JetPack's
 
 
 @dataclass(frozen=True, slots=True)

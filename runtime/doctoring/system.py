@@ -49,7 +49,7 @@ def check_python(survey: Survey) -> Iterator[Finding]:
         )
         return
     version = answer.data["version"]
-    findings = list(check_version("NumPy", "numpy", "numpy", version))
+    findings = list(check_version("NumPy", "numpy", "numpy", version, "numpy"))
     yield from findings or [Finding("NumPy", "numpy", "ok", f"NumPy {version}")]
 
 

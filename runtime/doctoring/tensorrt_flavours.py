@@ -75,10 +75,9 @@ def check_flavours(survey: Survey) -> Iterator[Finding]:
             )
             continue
         version = answer.data["version"]
-        findings = list(check_version(_SUBJECT, name.replace("_", "-"), name, version))
-        yield from findings or [
-            Finding(_SUBJECT, name.replace("_", "-"), "ok", f"{name} {version}")
-        ]
+        package = name.replace("_", "-")
+        findings = list(check_version(_SUBJECT, package, name, version, package))
+        yield from findings or [Finding(_SUBJECT, package, "ok", f"{name} {version}")]
     if not has_any:
         yield from _judge_absence(survey)
     yield from _judge_gpus(survey)

@@ -36,7 +36,7 @@ def check_pyav(survey: Survey) -> Iterator[Finding]:
         )
         return
     data = answer.data
-    yield from check_version(_SUBJECT, "pyav", "av", data["version"])
+    yield from check_version(_SUBJECT, "pyav", "av", data["version"], "av")
     missing = [name for name in ("h264", "mjpeg") if name not in data["decoders"]]
     if _ENCODER not in data["encoders"]:
         yield Finding(

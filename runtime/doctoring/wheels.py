@@ -55,22 +55,31 @@ def check_family(machine: Machine, family: Family) -> Iterator[Finding]:
     yield from _find_missing(family, packages)
     yield from _find_hidden(machine, family, packages)
     for package in packages[:1]:
-        yield from check_version(family.subject, family.code, family.module, package.version)
+        yield from check_version(
+            family.subject, family.code, family.module, package.version, package.name
+        )
 
 
-def check_version(subject: str, code: str, module: str, version: str) -> Iterator[Finding]:
-    """A finding where a version lies outside of what Kestrel takes."""
+def check_version(
+    subject: str, code: str, module: str, version: str, package: str
+) -> Iterator[Finding]:
+    """A finding where a version lies outside of what Kestrel is tested with.
+
+    Args:
+        subject: for people. code: the beginning of the finding's code.
+        module: of TAKEN. version: that is there.
+        package: what pip calls it.
+    """
     bounds = TAKEN[module]
     if not version_key(version) or is_within(version, bounds):
         return
-    is_old = not is_within(version, bounds.split(",")[0])
+    how = "newer" if is_within(version, bounds.split(",")[0]) else "older"
     yield Finding(
         subject,
         f"{code}-version",
-        "error" if is_old else "warning",
-        f"{module} {version} is {'older' if is_old else 'newer'} than what Kestrel is tested with "
-        f"({bounds})",
-        f"install a version within {bounds}",
+        "warning",
+        f"{module} {version} is {how} than what Kestrel is tested with ({bounds})",
+        f"pip install '{package}{bounds}'",
     )
 
 

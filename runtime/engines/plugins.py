@@ -15,6 +15,7 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import GenericAlias
 from typing import Any, TypeVar
 
 from runtime.contract.errors import EngineError, SessionError
@@ -253,7 +254,7 @@ def _annotate(plugin: Any, function: Any, *, num_inputs: int, num_outputs: int) 
     attributes = {"candidates": int, "max_detections": int, "per_class_limit": int}
     kinds = [plugin.TensorDesc] * num_inputs
     kinds += [attributes.get(name, str) for name in names[num_inputs:]]
-    result = tuple[tuple([plugin.TensorDesc] * num_outputs)]  # type: ignore[misc]
+    result = GenericAlias(tuple, (plugin.TensorDesc,) * num_outputs)
     function.__annotations__ = {**dict(zip(names, kinds, strict=True)), "return": result}
 
 

@@ -19,8 +19,8 @@ from runtime.engines.cache import EngineFile, find_or_build
 from runtime.engines.check import check_engines
 from runtime.engines.flavour import Flavour, load_flavour
 from runtime.engines.inspector_layers import audit_engine
-from runtime.engines.plugins import with_plugins
 from runtime.engines.kernels.launching import Driver
+from runtime.engines.plugins import with_plugins
 from runtime.sessions.base import Feeds, RawFrames, Results
 from runtime.sessions.buffers import Cuda
 from runtime.sessions.frame_upload import FrameUpload, GpuLetterbox
@@ -88,7 +88,9 @@ def _open_letterboxer(cuda: Cuda) -> GpuLetterbox | None:
     """The letterbox kernel, or None with one line in the log where the CPU has to do it."""
     try:
         return GpuLetterbox.open(cuda, Driver.load())
-    except SessionError as error:
+    # Without OpenCV it cannot prove itself; cuda-python raises RuntimeError where the driver lacks
+    # a function.
+    except (SessionError, ImportError, RuntimeError) as error:
         log.warning("frames are letterboxed on the CPU: %s", error)
         return None
 

@@ -38,10 +38,14 @@ class Place:
     A page of another site may reach this machine's addresses from its visitor's browser, and by a
     name of its own that it lets point here (DNS rebinding). So a request is taken only where its
     Host is an address or name that this server goes by, and where no other site has made it.
+
+    Attributes:
+        names: others that it goes by, at any port, such as a proxy's.
     """
 
     host: str
     port: int
+    names: tuple[str, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -73,6 +77,8 @@ class Place:
             return False
         if parts.path or parts.query or parts.fragment or parts.username is not None:
             return False
+        if host in self.names:
+            return True
         if self.host in _WILDCARDS:
             return _is_number(host) or host in _names_of_this_machine()
         known = _LOCAL_NAMES | {self.host} if self.is_local else {self.host.lower()}

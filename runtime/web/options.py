@@ -46,6 +46,14 @@ def add_web(parser: argparse.ArgumentParser) -> None:
         "that is printed where other machines reach the page",
     )
     group.add_argument(
+        "--web-name",
+        action="append",
+        default=[],
+        dest="web_names",
+        metavar="NAME",
+        help="a host's name that the page is also asked by, such as a proxy's; may be given again",
+    )
+    group.add_argument(
         "--web-bundle",
         action="append",
         default=[],
@@ -66,9 +74,9 @@ def check_web(args: argparse.Namespace) -> None:
             missing.
     """
     if args.web is None:
-        if args.web_token is not None or args.web_bundles:
-            option = "--web-bundle" if args.web_bundles else "--web-token"
-            raise SinkError(f"{option} is for the web page; expected --web PORT with it.")
+        for name in ("token", "name", "bundle"):
+            if getattr(args, f"web_{name}s", None) or getattr(args, f"web_{name}", None):
+                raise SinkError(f"--web-{name} is for the web page; expected --web PORT with it.")
         return
     access_of(args)
     if args.coco is not None and args.web_bundles:
@@ -89,12 +97,12 @@ def access_of(args: argparse.Namespace) -> Access:
     Raises:
         SinkError: no address, or a token that is too short.
     """
-    place = Place(*parse_web_address(args.web))
+    place = Place(*parse_web_address(args.web), tuple(name.lower() for name in args.web_names))
     given = args.web_token
     if given is None:
         given = os.environ.get(TOKEN_VARIABLE) or None
     if given is None:
-        if place.is_local:
+        if place.is_local and not place.names:  # by a name a proxy lets others in
             return Access(place, "")
         return Access(place, secrets.token_urlsafe(24), is_token_new=True)
     if not re.fullmatch(rf"[\w.~+/=-]{{{LEAST_TOKEN},200}}", given, re.ASCII):

@@ -8,11 +8,11 @@ import logging
 import socket
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from runtime.contract.errors import SinkError, one_line
-from runtime.web.address import Place
-from runtime.web.connections import Connections, protocol_class
+from runtime.web.connections import MOST_CONNECTIONS, Connections, protocol_class
 from runtime.web.guarding import Guard
 from runtime.web.handlers import Handlers
 from runtime.web.openapi import JSON, OPERATIONS
@@ -59,7 +59,7 @@ class WebServer:
                 f"--web {place.host}:{place.port} cannot be served: {one_line(error)}. "
                 "Choose another address or port."
             ) from None
-        taken = Place(place.host, self._socket.getsockname()[1])
+        taken = replace(place, port=self._socket.getsockname()[1])
         self.access = Access(taken, access.token, access.is_token_new)
         self.connections = Connections()
         self._server: Any = None
@@ -88,11 +88,13 @@ class WebServer:
             access_log=False,
             server_header=False,
             h11_max_incomplete_event_size=MOST_HEAD_BYTES,
+            backlog=MOST_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
         self._switch_before = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
+        self._socket.listen(MOST_CONNECTIONS)  # who comes before the loop runs waits for it
         self._thread = threading.Thread(target=self._run, name="web server", daemon=True)
         self._thread.start()
         _log.info("web page: %s", self.url, extra={"event": "web", "url": self.url})

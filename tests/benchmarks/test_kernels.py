@@ -17,7 +17,9 @@ from benchmarks import kernels
 from benchmarks.measure import kernel_bench
 from benchmarks.measure.kernel_bench import KernelBench, find_fault
 from benchmarks.measure.selection import Gpu, Head, find_floors_us, keep, make_feeds
+from runtime.contract.manifest import InputGeometry
 from runtime.engines.kernels.launching import Driver
+from runtime.preprocess import Letterbox
 from runtime.sessions.buffers import Cuda
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +107,15 @@ def test_bandwidth_and_launch_are_measured(bench: KernelBench, monkeypatch: pyte
     assert gpu == Gpu(2 * (1 << 12) * kernel_bench.NUM_COPIES / 12e-6, 1e9, 4.0)
 
 
+def test_letterboxes_are_launched_one_a_frame(
+    bench: KernelBench, driver: FakeDriver, cuda: FakeCuda
+):
+    letterbox = Letterbox.fit((54, 96), InputGeometry(height=32, width=32))
+    bench.time_letterbox_us(letterbox, 3, 2)
+    names = [name for name, _, _ in driver.launched]
+    assert names[-3:] == ["kestrel_letterbox"] * 3
+
+
 def test_floors_are_bytes_pairs_and_launches():
     gpu = Gpu(bytes_a_s=4e12, clock_hz=2e9, launch_us=1.5)
     floors = find_floors_us(Head(1_000_000, 4, 1000), 128_000, gpu)
@@ -118,9 +129,9 @@ def test_without_a_gpu_every_step_is_skipped_with_the_reason(
     record = tmp_path / "kernels.json"
     assert kernels.main(["--head", "street-512", "--out", str(record)]) == 0
     document = json.loads(record.read_text())
-    assert set(document["skipped"]) == {"correctness", "races", "times", "peers"}
+    assert set(document["skipped"]) == {"correctness", "races", "times", "letterbox", "peers"}
     assert "times_us" not in document["heads"]["street-512"]
-    assert capsys.readouterr().out.count("the GPU is at lunch") == 4
+    assert capsys.readouterr().out.count("the GPU is at lunch") == 5
 
 
 def test_a_kernel_that_does_nothing_fails_the_run(
@@ -137,6 +148,7 @@ def test_a_kernel_that_does_nothing_fails_the_run(
     monkeypatch.setattr(kernels, "Driver", type("", (), {"load": lambda: Driver(driver)}))
     monkeypatch.setitem(kernels.HEADS, "street-512", SMALL)
     monkeypatch.setattr(kernels, "ROTATED_NBYTES", 1)
+    monkeypatch.setattr(kernels, "measure_letterbox", lambda *given: {})
     options = ["--head", "street-512", "--inputs", "1", "--repeats", "1", "--no-peers"]
     assert kernels.main(options) == 1
     assert "seed 0: image 0" in capsys.readouterr().out

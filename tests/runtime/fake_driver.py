@@ -99,6 +99,7 @@ class FakeDriver:
     def cuModuleUnload(self, module: Handle) -> tuple[Any, ...]:
         if (status := self._begin("cuModuleUnload")) != OK:
             return (status,)
+        self._require_context()
         for handle in self.cuda.handles.values():
             if handle.kind == "stream" and handle.is_alive and handle.queue:
                 self.cuda.violate("a module is unloaded while work is queued")

@@ -192,10 +192,11 @@ def test_engine_of_this_machine_fits(on_orin: Planted, bundle: Path):
          "builds it anew"),
         ({"platform": "Linux riscv64"}, "engine-foreign", "built on Linux riscv64",
          "builds it anew"),
+        ({"plugin_sha256": "0" * 64}, "engine-foreign", "our kernels are other ones", "builds it"),
         ({"onnx_sha256": {"model": "0" * 64}}, "engine-stale", "another one by now", "delete it"),
         ({"precision": "fp16"}, "engine-stale", "no graph that can be read", "delete it"),
     ],
-    ids=["other gpu", "other version", "other platform", "exported again", "unknown precision"],
+    ids=["gpu", "version", "platform", "kernels", "exported again", "unknown precision"],
 )  # fmt: skip
 def test_engine_of_elsewhere_is_found(
     on_orin: Planted, bundle: Path, changes: dict, code: str, says: str, cure: str

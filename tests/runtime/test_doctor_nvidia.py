@@ -159,6 +159,20 @@ def test_gpu_older_than_tensorrt_builds_for_is_found(driven: Planted):
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    ("capability", "cuda", "code"),
+    [("87", "12060", None), ("121", "13020", None), ("61", "12060", "kernels-none")],
+)
+def test_gpu_that_our_kernels_are_not_made_for_is_found(
+    driven: Planted, capability: str, cuda: str, code: str | None
+):
+    driven.environ |= {"FAKE_CAPABILITY": capability, "FAKE_CUDA": cuda}
+    found = codes(list(nvidia.check_kernels(Survey(driven.machine()))))
+    assert list(found) == ([code] if code else [])
+    assert all("compute capability 7.5 or newer" in each.cure for each in found.values())
+
+
+@needs_compiler
 def test_cuda_provider_that_does_not_load_is_found(driven: Planted):
     code = ORT.replace('["CPU', '["CUDAExecutionProvider", "CPU')
     driven.wheel(

@@ -180,6 +180,7 @@ def test_kernels_are_right_at_their_limits(config: Config):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
 def test_kernels_body_numpy_and_torchvision_keep_the_same_5000_times(config: Config):
     for number in range(CASES_OF_EACH, CASES_OF_EACH + 715):
@@ -190,6 +191,7 @@ def test_kernels_body_numpy_and_torchvision_keep_the_same_5000_times(config: Con
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("config", LIMITS.values(), ids=LIMITS)
 def test_kernels_are_right_at_their_limits_50_times(config: Config):
     for number in range(1, 18):
@@ -207,6 +209,26 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(order: int):
         expected, got = run_kernels(case, config), run_kernels(case, config, order)
         for name, value in expected.items():
             assert value.tobytes() == got[name].tobytes(), name
+
+
+def test_iou_beside_the_threshold_is_decided_by_the_rounded_quotient():
+    """Thresholds are the IoU of two boxes, and the numbers of float32 next to it."""
+    rng = np.random.default_rng(11)
+    near = rng.uniform(0, 40, (200, 2, 2))
+    boxes = np.concatenate([near, near + rng.uniform(50, 90, near.shape)], axis=2)
+    boxes = boxes.astype(np.float32)  # (200, 2, 4): any two overlap
+    sides = np.minimum(boxes[:, 0, 2:], boxes[:, 1, 2:]) - np.maximum(
+        boxes[:, 0, :2], boxes[:, 1, :2]
+    )
+    inter = sides[:, 0] * sides[:, 1]
+    areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    exact = inter / (areas[:, 0] + areas[:, 1] - inter)
+    assert exact.dtype == np.float32
+    scores, classes = np.full((200, 2), 0.5, np.float32), np.zeros((200, 2), np.int64)
+    below, above = (np.nextafter(exact, np.float32(end)) for end in (0, 1))
+    for threshold, num_kept in ((below, 1), (exact, 2), (above, 2)):
+        got = suppress(boxes, scores, classes, threshold, 2)
+        assert (got["num_detections"] == num_kept).all()
 
 
 @pytest.mark.parametrize("method", METHODS)

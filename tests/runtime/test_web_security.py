@@ -161,6 +161,20 @@ def test_host_must_be_the_address_that_is_served(host, header, is_ours):
     assert Place(host, 8080).is_host(header) is is_ours
 
 
+def test_server_goes_by_the_names_that_it_is_given():
+    place = access_of(options("--web", "80", "--web-name", "Camera.example")).place
+    assert place.is_host("camera.example")
+    assert place.is_host("camera.example:8443")
+    assert not place.is_host("camera.example.evil")
+    behind = {"host": "camera.example", "origin": "https://camera.example"}
+    assert place.why_foreign(behind, is_unsafe=True) == ""
+
+
+def test_token_is_made_where_a_proxy_lets_others_in(monkeypatch):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert access_of(options("--web", "80", "--web-name", "camera.example")).is_token_new
+
+
 # --- files
 
 
@@ -315,6 +329,7 @@ def test_token_is_taken_from_the_environment(monkeypatch):
         (("--web", "80", "--web-token", "with a space in it"), "letters, digits and signs"),
         (("--web-token", TOKEN), "--web-token is for the web page; expected --web PORT with it"),
         (("--web-bundle", "a"), "--web-bundle is for the web page"),
+        (("--web-name", "a"), "--web-name is for the web page"),
         (("--web", "80", "--web-bundle", "a", "--coco", "a.json"), "Use --json"),
     ],
 )

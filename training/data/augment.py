@@ -14,6 +14,7 @@ from training.data.sample import DataError, Sample
 
 MAX_BLUR_SIGMA = 1.5  # pixels
 MAX_NOISE_SIGMA = 12.0  # grey levels of 255
+MAX_ZOOM = 4.0  # of the letterbox: beyond it small objects are but blurs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,8 @@ class Augment:
         view_hw: size of a part of the picture that is made in its place, at the whole one's zoom;
             None makes the whole. Not together with mosaics.
         focus: chance that a view lies about one of the objects, drawn at random.
+        object_px: range of that object's longer side in the view, in place of `scale`: objects of
+            all sizes are learnt at those that matter (SNIP, arXiv:1711.08189), up to MAX_ZOOM.
     """
 
     flip: float = 0.5
@@ -56,6 +59,7 @@ class Augment:
     flip_pairs: tuple[tuple[int, int], ...] = ()
     view_hw: tuple[int, int] | None = None
     focus: float = 0.0
+    object_px: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         shares = ("flip", "vertical_flip", "shift", "brightness", "contrast", "blur", "noise")
@@ -67,6 +71,9 @@ class Augment:
         for name in ("scale", "mosaic_scale"):
             low, high = getattr(self, name)
             _expect(0 < low <= high, name, (low, high), "a range 0 < low <= high")
+        if self.object_px is not None:
+            low, high = self.object_px
+            _expect(0 < low <= high, "object_px", (low, high), "a range 0 < low <= high")
         is_whole = self.view_hw is None or not self.mosaic
         _expect(is_whole, "view_hw", self.view_hw, "None where there are mosaics")
 
@@ -144,13 +151,18 @@ def draw_affine(
     """
     chances = rng.random(2)
     flips = bool(chances[0] < augment.flip), bool(chances[1] < augment.vertical_flip)
-    zoom = min(size_hw[1] / image_hw[1], size_hw[0] / image_hw[0]) * rng.uniform(*augment.scale)
+    fit = min(size_hw[1] / image_hw[1], size_hw[0] / image_hw[0])
+    zoom = fit * rng.uniform(*augment.scale)
     view_hw = augment.view_hw or size_hw
     window = (0, 0, view_hw[1], view_hw[0])
+    box, num = None, 0 if boxes_xyxy is None else len(boxes_xyxy)
+    if num and augment.focus > 0 and rng.random() < augment.focus:
+        box = boxes_xyxy[rng.integers(num)].astype(np.float64)  # type: ignore[index]
+        if augment.object_px is not None:
+            side = max(float((box[2:] - box[:2]).max()), 1.0)
+            zoom = min(rng.uniform(*augment.object_px) / side, MAX_ZOOM * fit)
     matrix = jitter_affine(image_hw, window, zoom, rng, shift=augment.shift, flips=flips)
-    is_focused = augment.focus > 0 and boxes_xyxy is not None and rng.random() < augment.focus
-    if is_focused and boxes_xyxy is not None and len(boxes_xyxy):
-        box = boxes_xyxy[rng.integers(len(boxes_xyxy))].astype(np.float64)
+    if box is not None:
         _place_within(matrix, (box[:2] + box[2:]) / 2, image_hw, view_hw, rng)
     return matrix
 

@@ -124,4 +124,5 @@ def augment_of(recipe: Recipe) -> Augment:
         mosaic=recipe.mosaic,
         view_hw=recipe.view_hw,
         focus=recipe.focus,
+        object_px=recipe.object_px,
     )

@@ -121,7 +121,7 @@ class Recipe:
         ema_decay: of the averaged weights, which are the ones saved and scored.
         clip: largest gradient norm.
         validate_every: steps between validations; validate_images: images each.
-        flip, scale, hsv, mosaic, view_hw, focus: as in training.data.augment.Augment.
+        flip, scale, hsv, mosaic, view_hw, focus, object_px: as in training.data.augment.Augment.
         mosaic_off: fraction of the steps, at the end, that train without mosaic.
         freeze_batch_norm: batches of fewer images normalise by the statistics that the network
             began with.
@@ -145,6 +145,7 @@ class Recipe:
     mosaic_off: float = 0.2
     view_hw: tuple[int, int] | None = None
     focus: float = 0.0
+    object_px: tuple[float, float] | None = None
     freeze_batch_norm: int = 0
     is_backbone_pretrained: bool = False
 

@@ -86,7 +86,8 @@ export class Thresholds {
   async load(shown, isForAll) {
     this.#shown = shown;
     this.#target = isForAll ? null : shown;
-    this.#take(await ask("/api/thresholds"));
+    const told = await ask("/api/thresholds");
+    if (!this.#isSending) this.#take(told); // else what is being sent is newer, and its answer, too
   }
 
   #take(told) {

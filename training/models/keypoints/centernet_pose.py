@@ -29,13 +29,14 @@ from training.layers.joint_snapping import snap_joints
 from training.layers.light_decoder import STRIDE
 from training.losses.heatmaps import absolute_error, penalty_reduced_focal_loss, place_entropy
 from training.models.base import Candidates, KeypointSpec, Losses, Recipe, Targets, Variant
-from training.models.detection.centernet import VARIANTS as BOX_VARIANTS
 from training.models.detection.centernet import (
+    HOURGLASS,
     CenterNet,
     CenterNetRaw,
     CenterNetSpec,
     mean_of,
 )
+from training.models.detection.centernet import VARIANTS as BOX_VARIANTS
 
 REGION_MARGIN = 0.15  # of a box's sides: joints at its border are looked for beyond it
 
@@ -223,9 +224,8 @@ VARIANTS: dict[str, Variant] = {
     "small": Variant(
         CenterNetPoseSpec(
             variant="small",
-            backbone="resnet18",
-            backbone_args=(("channels", (32, 48, 96, 160)),),
-            decoder_channels=(96, 64, 48, 48),
+            backbone=HOURGLASS,
+            backbone_args=(("channels", 64), ("num_stacks", 2), ("depth", 3)),
             head_channels=96,
             has_shared_head=True,
             min_overlap=0.3,
@@ -237,12 +237,12 @@ VARIANTS: dict[str, Variant] = {
         ),
         Recipe(
             steps=4000,
-            batch=16,
+            batch=32,
             lr=1.5e-3,
             ema_decay=0.998,
-            view_hw=(192, 224),  # mostly of people, who are few in a whole frame
-            focus=0.9,
-            scale=(0.9, 3.0),
+            view_hw=(128, 128),  # mostly of people, who are few in a whole frame
+            focus=0.95,
+            object_px=(60.0, 130.0),
             validate_every=1000,
             validate_images=100,
         ),
