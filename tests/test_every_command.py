@@ -6,7 +6,6 @@ cannot be run even so stands in ONLY_PARSED, with the reason.
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
 import socket
@@ -323,8 +322,8 @@ def cut(command: Command) -> list[str]:
         parsed = parse(command.module, words)
         missing = re.search("are required: (.*)\\. ", parsed.error)
         words += ["--out", "out.json"] if missing and "--out" in missing[1] else []
-        if missing and missing[1] != "--out":
-            pytest.skip(f"quoted without {missing[1]}: parsed above")
+        if parsed.error and (missing is None or missing[1] != "--out"):
+            pytest.skip("quoted without what it needs to run: parsed above")
     added = [*CUT.get(command.module, ())]
     for word, more in CUT_BY_OPTION.get(command.module, {}).items():
         added += more if word in words else ()
@@ -336,13 +335,13 @@ def cut(command: Command) -> list[str]:
 def run(command: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = cut(command)
     monkeypatch.chdir(place)
-    if "-" in words:  # standard output must be a real one
+    asked = READS_INPUT.get(command.module)
+    if "-" in words or asked:  # standard input and output must be real ones
         script = [sys.executable, ROOT / command.words[0], *words]
-        done = subprocess.run(script, capture_output=True, text=True)
+        done = subprocess.run(script, capture_output=True, text=True, input=asked)
         assert done.returncode == 0, done.stderr
         assert done.stdout
         return
-    monkeypatch.setattr(sys, "stdin", io.StringIO(READS_INPUT.get(command.module, "")))
     if "--resume" in words:
         assert call(command.module, *(word for word in words if word != "--resume")).returncode == 0
     done = call(command.module, *words)

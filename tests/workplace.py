@@ -25,6 +25,7 @@ from runtime.contract.manifest import InputGeometry
 ROOT = Path(__file__).resolve().parents[1]
 TRAINED = Path("runs/train/mine/best.safetensors")  # a checkpoint of data/mine's classes
 NUM_PICTURES = 3
+NETWORK_HW = (288, 512)  # of the shipped detector
 RAW_HW = (720, 1280)  # of the raw frames that README.md pipes
 
 
@@ -70,7 +71,7 @@ def _write_pictures(place: Path, data: Path) -> None:
         for each in document["annotations"]
     ]
     (place / "results.json").write_text(json.dumps(found))
-    frames = np.zeros((2, 96, 128, 3), np.uint8)
+    frames = np.zeros((2, *NETWORK_HW, 3), np.uint8)
     np.save(place / "frames.npy", frames)
     _write_head_outputs(place / "inputs.npz")
 

@@ -80,7 +80,7 @@ def _name_of(path: str) -> str:
 
 
 def _read_proof(loaded: Loaded) -> dict[str, Any] | None:
-    """verify.json, shortened; None where there is none that can be read."""
+    """verify.json, shortened, with what runs now; None where there is none that can be read."""
     first = loaded.networks.first
     try:
         bundle = Bundle.open(loaded.path, allow_unverified=True)
@@ -100,8 +100,11 @@ def _read_proof(loaded: Loaded) -> dict[str, Any] | None:
             }
             for each in document["artifacts"]
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
+    if not any(each["is_running"] for each in stages):
+        unproven = {"precision": first.precision, "backend": first.backend, "verdict": "not run"}
+        stages.append({**unproven, "ap": None, "reasons": [], "is_running": True})
     return {
         "data": str(document.get("data", "")),
         "num_images": images if isinstance(images := document.get("images"), int) else None,

@@ -135,6 +135,17 @@ def test_card_shows_the_verdict_of_each_stage(run):
     assert [each["is_running"] for each in proof["stages"]] == [True, False]
 
 
+def test_what_runs_without_a_proof_is_told(tmp_path):
+    folder = write_tiny_bundle(tmp_path / "tiny", geometry=GEOMETRY, num_samples=0)
+    (folder / VERIFY_NAME).write_text(json.dumps({**PROOF, "artifacts": PROOF["artifacts"][1:]}))
+    with WebRun(folder) as run:
+        answer = run.get("/api/card")
+        check_answer(operation_of("card"), answer)
+        stages = answer.json["proof"]["stages"]
+    told = [(each["backend"], each["verdict"], each["is_running"]) for each in stages]
+    assert told == [("openvino", "pass", False), ("onnxruntime", "not run", True)]
+
+
 def test_damaged_proof_leaves_a_card_without(tmp_path):
     folder = write_tiny_bundle(tmp_path / "tiny", geometry=GEOMETRY, num_samples=0)
     with WebRun(folder) as run:

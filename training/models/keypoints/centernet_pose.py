@@ -242,7 +242,7 @@ VARIANTS: dict[str, Variant] = {
             ema_decay=0.998,
             view_hw=(128, 128),  # mostly of people, who are few in a whole frame
             focus=0.95,
-            object_px=(60.0, 130.0),
+            object_px=(32.0, 128.0),
             validate_every=1000,
             validate_images=100,
         ),
