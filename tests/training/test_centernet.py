@@ -148,9 +148,10 @@ def test_cells_around_a_centre_point_to_its_joints_from_where_they_are():
     assert len(near.owners) == 9 * len(alone.owners)
     places = near.ways_xy + torch.stack((near.owners % 24, near.owners // 24), 1)
     for joint in range(17):
-        own = alone.ways_xy[alone.joints == joint] + torch.stack(
-            (alone.owners % 24, alone.owners // 24), 1
-        )[alone.joints == joint]
+        own = (
+            alone.ways_xy[alone.joints == joint]
+            + torch.stack((alone.owners % 24, alone.owners // 24), 1)[alone.joints == joint]
+        )
         torch.testing.assert_close(places[near.joints == joint], own.expand(9, 2))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_samples import SIZE_HW, check_consistent, empty_sample, make_sample
 
-from training.data.augment import Augment, augmented, draw_affine
+from training.data.augment import MAX_ZOOM, Augment, augmented, draw_affine
 from training.data.colour import add_noise, blur, jitter_hsv, shift_brightness
 from training.data.geometry import letterbox
 from training.data.mosaic import mosaic
@@ -168,6 +168,24 @@ def test_a_focused_view_shows_one_of_the_objects_and_nothing_beyond_the_image():
         assert (corners.max(0) >= (40 - 1e-9, 30 - 1e-9)).all()
     assert seen.min() > 60
     assert np.std(places, axis=0) == pytest.approx((40 / 12**0.5, 30 / 12**0.5), rel=0.25)
+
+
+def test_focused_object_has_the_size_that_was_asked_for_unless_it_is_a_blur():
+    augment = Augment(**PLAIN, view_hw=(60, 60), focus=1.0, object_px=(20.0, 50.0))
+    fit, sides = 2.0, []  # of 300x200 into 600x400
+    for seed in range(100):
+        box = np.array([[10, 20, 30, 45]], np.float32)
+        sides.append(25 * draw_affine((200, 300), (400, 600), augment, rng(seed), box)[1, 1])
+        small = np.array([[10, 20, 11, 21]], np.float32)
+        zoom = draw_affine((200, 300), (400, 600), augment, rng(seed), small)[1, 1]
+        assert zoom == fit * MAX_ZOOM
+    assert 20 <= min(sides) < 24
+    assert 46 < max(sides) <= 50
+
+
+def test_range_of_object_sizes_is_checked():
+    with pytest.raises(DataError, match=r"Augment\.object_px is \(9, 3\)"):
+        Augment(object_px=(9, 3))
 
 
 def test_without_objects_or_focus_a_view_lies_anywhere():
