@@ -11,6 +11,8 @@ DEMO := out/demo
 BUNDLE := $(DEMO)/retinanet
 EXPORTED := $(DEMO)/.exported
 EXTRAS := runtime,cpu,rtx,video,track,webhook,mqtt,web,train,export,benchmarks,dev
+# The newest of some packages, which are pinned, need Python 3.11: 3.10 gets what pyproject.toml allows.
+PINS := import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")
 EXPORT_SOURCES := $(shell find export training runtime/contract runtime/engines -name '*.py') \
 	$(wildcard weights/*.safetensors)
 
@@ -22,7 +24,8 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	pins=$$($(BIN)/python -c '$(PINS)') && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$pins -e '.[$(EXTRAS)]'
 	touch $@
 
 # Exit status 3: no TensorRT can be had here; the bundle is whole and runs on other backends.

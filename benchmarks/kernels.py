@@ -81,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-peers", action="store_true", help="leave PyTorch out")
     parser.add_argument("--out", type=Path, help="JSON record")
     args = parser.parse_args(argv)
+    if args.clock_mhz is not None and not args.clock_mhz > 0:
+        parser.error(f"--clock-mhz {args.clock_mhz:g} is no clock; expected more than 0")
     if min(args.inputs, args.repeats, args.replays) < 1:
         parser.error("expected --inputs, --repeats and --replays of 1 or more")
     if args.out is not None:

@@ -15,8 +15,10 @@ Examples:
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -55,15 +57,25 @@ def main(argv: list[str] | None = None) -> int:
     for path in args.bundles:
         if not path.exists():
             raise BundleError(f"{path} does not exist; expected a bundle's folder. Check the path.")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # paths and names may hold any character
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.getLogger("kestrel").setLevel(logging.CRITICAL)  # findings say it
     findings = examine(Survey(Machine(), args.bundles))
     if args.json:
-        print(json.dumps(to_json(findings), indent=2, ensure_ascii=False))
+        _print(json.dumps(to_json(findings), indent=2))
     else:
-        print(to_table(findings, shutil.get_terminal_size((100, 24)).columns))
+        _print(to_table(findings, shutil.get_terminal_size((100, 24)).columns))
     worst = "warning" if args.strict else "error"
     has_failed = LEVELS.index(worst_level(findings)) >= LEVELS.index(worst)
     return EXIT_VERDICT_FAIL if has_failed else EXIT_DONE
+
+
+def _print(text: str) -> None:
+    """A reader that has seen enough (`| head`) is no fault."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from runtime.pipeline.sinks.json_lines import STDOUT
 from runtime.pipeline.sources import Source
 from runtime.pipeline.stages import Pipeline
 from runtime.pipeline.stopping import StopSignal
+from runtime.threads_left import end_process
 from runtime.tracking.counts import Counts
 from runtime.video_options import check_targets, parse
 from runtime.video_outputs import Outputs, open_outputs
@@ -47,6 +48,7 @@ from runtime.video_parts import Networks, open_networks, open_sources
 
 if TYPE_CHECKING:
     from runtime.web.opening import WebPage
+    from runtime.web.server import WebServer
 
 _log = logging.getLogger("kestrel.run_video")
 
@@ -72,9 +74,10 @@ def _run(args: argparse.Namespace) -> int:
     check_targets(args)
     with contextlib.ExitStack() as stack:
         sources = open_sources(args, stack)
+        server = _take_port(args, stack)
         engines = stack.enter_context(contextlib.ExitStack())
         networks = open_networks(args, len(sources), engines)
-        page = None if args.web is None else _open_web(args, sources, networks, engines, stack)
+        page = _open_web(args, server, sources, networks, engines, stack)
         stop = stack.enter_context(StopSignal())
         outputs = open_outputs(args, sources, networks.first.manifest.category_ids, stop)
         if page is not None:
@@ -120,17 +123,29 @@ def _run(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _take_port(args: argparse.Namespace, stack: contextlib.ExitStack) -> WebServer | None:
+    """The server of --web; a run without one does not load it."""
+    if args.web is None:
+        return None
+    from runtime.web.opening import take_port
+
+    return take_port(args, stack)
+
+
 def _open_web(
     args: argparse.Namespace,
+    server: WebServer | None,
     sources: Sequence[Source],
     networks: Networks,
     engines: contextlib.ExitStack,
     stack: contextlib.ExitStack,
-) -> WebPage:
-    """The page of --web; a run without one does not load it."""
+) -> WebPage | None:
+    """The page of --web."""
+    if server is None:
+        return None
     from runtime.web.opening import open_web
 
-    return open_web(args, sources, networks, engines, stack)
+    return open_web(args, server, sources, networks, engines, stack)
 
 
 def _is_worth_telling(summary: RunSummary) -> bool:
@@ -200,4 +215,4 @@ def _place_for_words(args: argparse.Namespace) -> TextIO | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(end_process(run_script(main)))

@@ -23,6 +23,7 @@ from runtime.web.options import add_web, check_web
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 SOURCE_FIELD = "{source}"  # of --out: takes the source's name
+_VARIABLE = "env:"  # of --source: the rest names the variable that holds it
 _LONGEST_NAME = 80  # characters of a source in a file's name
 
 
@@ -55,7 +56,33 @@ def parse(argv: list[str] | None, manual: str | None = None) -> argparse.Namespa
             parser.error(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
     if args.max_age_ms is not None and not args.max_age_ms > 0:
         parser.error(f"--max-age-ms is {args.max_age_ms}; expected more than 0")
+    if args.json_append and args.json in (None, STDOUT):
+        parser.error("--json-append is for a file of JSON lines; expected --json FILE beside it")
+    try:
+        args.sources = [_given_by_variable(uri) for uri in args.sources]
+    except SourceError as error:
+        parser.error(str(error))
     return args
+
+
+def _given_by_variable(uri: str) -> str:
+    """A source as given; of "env:NAME" what the environment variable NAME holds.
+
+    A command line is shown to all users of a machine, an environment only to its own.
+
+    Raises:
+        SourceError: the variable is not there, or empty.
+    """
+    if not uri.startswith(_VARIABLE):
+        return uri
+    name = uri[len(_VARIABLE) :]
+    held = os.environ.get(name)
+    if not held:
+        raise SourceError(
+            f"source {uri} is the environment variable {name!r}, which is not set; expected one "
+            "that holds a source"
+        )
+    return held
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +94,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         dest="sources",
         metavar="SOURCE",
         help="video file, images, camera number, rtsp://, http://, csi://, gst: or raw: (README); "
-        "several run on one engine",
+        "env:NAME: what the variable NAME holds; several run on one engine",
     )
     group.add_argument(
         "--max-age-ms", type=float, help="a camera's frame that waited longer is not inferred"
@@ -90,6 +117,9 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         f"{SOURCE_FIELD} stands for the source's name",
     )
     group.add_argument("--json", help="results as JSON lines; '-' for standard output")
+    group.add_argument(
+        "--json-append", action="store_true", help="write behind what the file of --json holds"
+    )
     add_options(parser)
 
 

@@ -106,7 +106,9 @@ def open_outputs(
         for path in files:
             _check_opens(path)
         films = _open_films(sources, videos, undo)
-        lines = [] if args.json is None else [JsonLinesSink(args.json)]
+        lines = (
+            [] if args.json is None else [JsonLinesSink(args.json, is_appending=args.json_append)]
+        )
         undo.pop_all()
     outputs = Outputs()
     buffering = _Buffering(args, sources, stop)

@@ -187,12 +187,54 @@ def test_another_jetson_linux_is_refused(release, says, jetson):
     ("arguments", "says"),
     [
         (("--extras", "video,gpu"), "'gpu'; expected some of video track"),
+        (("--extras", "video track"), "'video track'; expected some of video track"),
+        (("--extras", "video,*"), "'*'; expected some of video track"),
+        (("--extras", "--dry-run"), "'--dry-run'; expected some of video track"),
         (("--extra",), "--extra is no option"),
         (("--prefix",), "--prefix needs a folder"),
+        (("--prefix", ""), "--prefix is ''; expected a folder"),
+        (("--prefix", "--dry-run"), "--prefix is '--dry-run'; expected a folder"),
     ],
 )
 def test_wrong_option_is_refused(arguments, says, jetson):
     assert says in refusal(jetson, *arguments)
+
+
+def test_extras_are_taken_with_blanks_and_commas_too_many(jetson, tmp_path):
+    done = install(jetson, "--prefix", tmp_path / "kestrel", "--extras", " video, ,track,")
+    assert done.returncode == 0, done.stderr
+    pip = Path(jetson["STUB_LOG"]).read_text().splitlines()[1]
+    assert re.search(r"cuda-bindings>=12\.6,<13 av>=\S+ scipy>=\S+$", pip)
+
+
+def test_sources_without_an_extra_are_refused_with_status_2(jetson, tmp_path):
+    older = tmp_path / "older" / "deploy" / "jetson" / "install.sh"
+    older.parent.mkdir(parents=True)
+    shutil.copy(INSTALL, older)
+    (tmp_path / "older" / "pyproject.toml").write_text("[project]\n")
+    command = ["bash", older, "--dry-run", "--prefix", tmp_path / "kestrel"]
+    done = subprocess.run(command, env=jetson, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (BAD_INPUT, 1)
+    assert "has no extra video" in done.stderr
+
+
+def test_what_is_installed_can_be_read_by_the_units_user(jetson, tmp_path):
+    command = f"umask 077; exec bash {INSTALL} --prefix {tmp_path / 'kestrel'}"
+    subprocess.run(["bash", "-c", command], env=jetson, check=True, capture_output=True)
+    for path in (tmp_path / "kestrel").rglob("*"):
+        assert path.stat().st_mode & 0o044 == 0o044, path
+
+
+def test_activated_environment_is_stepped_past(jetson, tmp_path):
+    other = tmp_path / "other"
+    (other / "bin").mkdir(parents=True)
+    write_program(other / "bin" / "python3", "#!/bin/bash\nexit 9\n")
+    twice = f"{other / 'bin'}:{other / 'bin'}:{jetson['PATH']}"
+    done = install(
+        jetson | {"VIRTUAL_ENV": str(other), "PATH": twice}, "--dry-run", "--prefix", other
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"({tmp_path}/bin/python3)" in done.stdout
 
 
 def test_environment_that_does_not_see_the_system_is_refused(jetson, tmp_path):
@@ -311,21 +353,6 @@ def test_extras_of_a_container_are_those_of_pyproject(path: Path):
     assert not set(extras) & {"train", "export", "dev"}
 
 
-def test_compose_example_names_files_that_are_there():
-    yaml = pytest.importorskip("yaml")
-    from runtime.video_options import parse
-
-    path = DEPLOY / "docker" / "compose.yaml"
-    services = yaml.safe_load(path.read_text())["services"]
-    for service in services.values():
-        context = (path.parent / service["build"]["context"]).resolve()
-        assert (context / service["build"]["dockerfile"]).is_file()
-        assert service["read_only"]
-        words = [re.sub(r"\$\{SOURCE:.*\}", "0", word) for word in service["command"]]
-        assert parse(words).sources == ["0"]
-        assert service["cap_drop"] == ["ALL"]
-
-
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
     """The unit with commands and settings that are there."""
@@ -344,14 +371,3 @@ def test_systemd_unit_is_hardened(unit: Path):
                f"--threshold={MOST_EXPOSED}", "--no-pager", unit]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-500:]
-
-
-def test_settings_of_a_unit_are_those_that_it_reads():
-    example = (DEPLOY / "systemd" / "camera.env.example").read_text()
-    given = dict(re.findall(r"^(KESTREL_\w+)=(.*)$", example, re.M))
-    assert set(re.findall(r"\$\{?(KESTREL_\w+)", UNIT.read_text())) == set(given)
-
-    from runtime.video_options import parse
-
-    words = [given["KESTREL_BUNDLE"], "--source", given["KESTREL_SOURCE"], "--log", "json"]
-    assert parse([*words, *given["KESTREL_OPTIONS"].split()]).max_age_ms == 200

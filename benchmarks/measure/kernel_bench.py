@@ -276,4 +276,17 @@ def find_fault(head: Head, feeds: Arrays, got: Arrays) -> str:
             return f"image {image}: {got['num_detections'][image]} rows are kept, not {kept}"
         if not np.array_equal(got["det_indices"][image, :kept], expected.rows):
             return f"image {image}: other rows are kept"
+        boxes = feeds["boxes"][image][expected.flat // head.classes]
+        gathered = {
+            "det_boxes": (boxes[expected.rows], 0),
+            "det_scores": (got["scores"][image][expected.rows], 0),
+            "det_classes": (got["classes"][image][expected.rows], -1),
+            "det_indices": (expected.rows, 0),
+        }
+        for name, (wanted, padding) in gathered.items():
+            rows = got[name][image]
+            if not np.array_equal(rows[:kept], wanted) or (rows[kept:] != padding).any():
+                return f"image {image}: {name} is not what was kept, then {padding}"
+        if got["scores"][image, count:].any():
+            return f"image {image}: scores of rows that nothing was selected for are not 0"
     return ""

@@ -24,7 +24,7 @@ from runtime.pipeline.stages import Pipeline
 from runtime.pipeline.stopping import StopSignal
 from runtime.video_options import parse
 from runtime.video_parts import Networks, open_networks
-from runtime.web.opening import open_web
+from runtime.web.opening import open_web, take_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE_WH = (1280, 720)
@@ -53,7 +53,7 @@ def serve(bundle: str, engine_ms: float, fps: float, token: str) -> None:
             networks = Networks(predictor, [predictor])
         else:
             networks = open_networks(args, 1, engines)
-        page = open_web(args, [source], networks, engines, stack)
+        page = open_web(args, take_port(args, stack), [source], networks, engines, stack)
         pipeline = Pipeline(
             source,
             page.switch.infers,

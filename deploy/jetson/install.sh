@@ -51,22 +51,47 @@ run() {
 }
 
 read_options() {
-    prefix=/opt/kestrel extras=video,track is_dry=no
+    prefix=/opt/kestrel is_dry=no
+    local listed=video,track
     while (($#)); do
         case $1 in
             --prefix) (($# > 1)) || refuse "--prefix needs a folder." && prefix=$2 && shift 2 ;;
-            --extras) (($# > 1)) || refuse "--extras needs names." && extras=$2 && shift 2 ;;
+            --extras) (($# > 1)) || refuse "--extras needs names." && listed=$2 && shift 2 ;;
             --dry-run) is_dry=yes && shift ;;
             -h | --help) printf '%s\n' "$USAGE" && exit 0 ;;
             *) refuse "$1 is no option of install.sh; --help says which there are." ;;
         esac
     done
-    local name
-    for name in ${extras//,/ }; do
-        [[ $ALLOWED_EXTRAS == *" $name "* ]] ||
-            refuse "--extras names '$name'; expected some of${ALLOWED_EXTRAS}(others bring wheels that hide JetPack's packages)."
-    done
+    [[ -n $prefix && $prefix != -* ]] || refuse "--prefix is '$prefix'; expected a folder, such as /opt/kestrel or ./kestrel."
+    read_extras "$listed"
     [[ $prefix == /* ]] || prefix=$PWD/$prefix
+}
+
+# Fills the array `extras` with names that stand between commas.
+read_extras() {
+    local names name
+    mapfile -d , -t names < <(printf '%s' "$1")
+    extras=()
+    for name in "${names[@]}"; do
+        name=${name#"${name%%[![:space:]]*}"}
+        name=${name%"${name##*[![:space:]]}"}
+        [[ -n $name ]] || continue
+        [[ $name != *[[:space:]]* && $ALLOWED_EXTRAS == *" $name "* ]] ||
+            refuse "--extras names '$name'; expected some of${ALLOWED_EXTRAS}(others bring wheels that hide JetPack's packages)."
+        extras+=("$name")
+    done
+}
+
+# An environment that is activated does not see JetPack's packages: the python3 behind it is asked.
+leave_environment() {
+    [[ -n ${VIRTUAL_ENV:-} ]] || return 0
+    local path=:$PATH:
+    while [[ $path == *":$VIRTUAL_ENV/bin:"* ]]; do
+        path=${path/":$VIRTUAL_ENV/bin:"/:}
+    done
+    path=${path#:}
+    PATH=${path%:}
+    unset VIRTUAL_ENV
 }
 
 find_jetpack() {
@@ -168,14 +193,15 @@ check_prefix() {
 
 # What pyproject.toml says of the extras, one requirement a line.
 list_requirements() {
-    "$python" - "$source_root/pyproject.toml" "$extras" <<'READ'
+    "$python" - "$source_root/pyproject.toml" "${extras[@]}" <<'READ'
 import re
 import sys
 text = open(sys.argv[1], encoding="utf-8").read()
-for name in filter(None, sys.argv[2].split(",")):
+for name in sys.argv[2:]:
     found = re.search(rf"^{name} = \[(.*?)\]$", text, re.M | re.S)
     if found is None:
-        sys.exit(f"error: pyproject.toml has no extra {name}; expected one. Update the sources.")
+        print(f"error: pyproject.toml has no extra {name}; expected one. Update the sources.", file=sys.stderr)
+        sys.exit(2)
     print("\n".join(re.findall(r'"([^"]+)"', found[1])))
 READ
 }
@@ -202,6 +228,7 @@ copy_runtime() {
     run mkdir -p "$prefix/app"
     run rm -rf "$fresh" "$prefix/app/.runtime.old"
     run cp -R "$source_root/runtime" "$fresh"
+    run chmod -R u=rwX,go=rX "$fresh"
     [[ ! -e $prefix/app/runtime ]] || run mv "$prefix/app/runtime" "$prefix/app/.runtime.old"
     run mv "$fresh" "$prefix/app/runtime"
     run rm -rf "$prefix/app/.runtime.old"
@@ -223,7 +250,9 @@ CHECK
 }
 
 main() {
+    umask 022 # root's may be 077, and the user of the camera's unit must read what is made here
     read_options "$@"
+    leave_environment
     source_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
     find_jetpack
     find_cuda

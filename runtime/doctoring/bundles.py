@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runtime.contract.bundle import Bundle, Kind
 from runtime.contract.errors import BundleError
+from runtime.doctoring.backends import cure_for_none
 from runtime.doctoring.findings import Finding, from_error
 from runtime.doctoring.survey import Survey
 from runtime.sessions.cpu_flags import VNNI
@@ -82,7 +83,7 @@ def _check_use(survey: Survey, subject: str, bundle: Bundle) -> Iterator[Finding
             "bundle-no-backend",
             "error",
             "no backend here can run it",
-            "pip install 'kestrel-vision[cpu]'; with an NVIDIA GPU 'kestrel-vision[gpu]'",
+            cure_for_none(survey),
         )
         return
     usable: dict[str, list[str]] = {}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.doctoring.findings import Finding
 from runtime.doctoring.machine import Machine
+from runtime.doctoring.permissions import cure_for_node, describe_mode
 from runtime.doctoring.survey import Survey
 
 _SUBJECT = "Cameras"
@@ -21,15 +21,15 @@ def check_cameras(survey: Survey) -> Iterator[Finding]:
     nodes = machine.glob("/dev/video[0-9]*")
     known = {path.name for path in machine.glob("/sys/class/video4linux/video[0-9]*")}
     for name in sorted(known - {node.name for node in nodes}):
-        where = (
-            "start the container with" if machine.is_in_container else "udev lacks it; in Docker:"
-        )
+        is_wanted = not machine.is_in_container  # one gets the cameras that it was given
         yield Finding(
             _SUBJECT,
             "camera-not-here",
-            "error",
+            "error" if is_wanted else "note",
             f"the kernel has {_describe(machine, name)}, and there is no /dev/{name}",
-            f"{where} --device /dev/{name}",
+            f"udev lacks it: sudo udevadm trigger; in Docker: --device /dev/{name}"
+            if is_wanted
+            else f"if you want it: start the container with --device /dev/{name}",
         )
     if not nodes and not known:
         yield Finding(
@@ -43,16 +43,12 @@ def _check_node(survey: Survey, node: Path) -> Iterator[Finding]:
     machine = survey.machine
     name = _describe(machine, node.name)
     if not machine.user.may(node, os.R_OK | os.W_OK):
-        owner = _group_name(node)
-        cure = f"sudo usermod -aG {owner} $USER, and log in again"
-        if machine.is_in_container:
-            cure = f"start the container with --group-add {owner}"
         yield Finding(
             _SUBJECT,
             "camera-permission",
             "error",
-            f"this user may not open {name} (group {owner})",
-            cure,
+            f"this user may not open {name} ({describe_mode(node)})",
+            cure_for_node(machine, node),
         )
         return
     holders = find_holders(machine, f"/dev/{node.name}")
@@ -98,15 +94,3 @@ def find_holders(machine: Machine, device: str) -> list[str]:
 def _describe(machine: Machine, node: str) -> str:
     name = machine.read(f"/sys/class/video4linux/{node}/name")
     return f"/dev/{node} ({name})" if name else f"/dev/{node}"
-
-
-def _group_name(node: Path) -> str:
-    if sys.platform == "win32":
-        return "video"
-    import grp
-
-    gid = node.stat().st_gid
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

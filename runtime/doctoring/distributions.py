@@ -74,20 +74,28 @@ def find_packages(machine: Machine, *names: str) -> list[Package]:
     pattern = re.compile("|".join(f"(?:{name})" for name in names))
     found, seen = [], set()
     for each in metadata.distributions(path=list(machine.python_path)):
-        name = canonical_name(each.metadata["Name"] or "")
-        folder = Path(str(each.locate_file("")))
-        if not pattern.fullmatch(name) or (name, str(folder)) in seen:
+        try:
+            package = _read_package(each, pattern)
+        except Exception:  # one that is damaged, or of a strange hand, hides the others not
             continue
-        seen.add((name, str(folder)))
-        files = {
-            str(file): (
-                file.hash.value if file.hash else "",
-                -1 if file.size is None else file.size,
-            )
-            for file in each.files or ()
-        }
-        found.append(Package(name, each.version, folder, files))
+        if package is not None and (package.name, package.folder) not in seen:
+            seen.add((package.name, package.folder))
+            found.append(package)
     return found
+
+
+def _read_package(each: metadata.Distribution, pattern: re.Pattern[str]) -> Package | None:
+    """None where it is another one."""
+    fields = each.metadata
+    name = canonical_name(fields["Name"] or "")
+    if not pattern.fullmatch(name):
+        return None
+    files = {
+        str(file): (file.hash.value if file.hash else "", -1 if file.size is None else file.size)
+        for file in each.files or ()
+    }
+    version = str(fields["Version"] or "of no version")
+    return Package(name, version, Path(str(each.locate_file(""))), files)
 
 
 def find_owners(machine: Machine, module: str, *names: str) -> list[Package]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from runtime.contract.bundle import Bundle, hash_file
 from runtime.contract.errors import KestrelError
+from runtime.contract.manifest import MANIFEST_NAME
 from runtime.doctoring.bundles import is_open_to_all
 from runtime.doctoring.findings import Finding
-from runtime.doctoring.survey import Survey
+from runtime.doctoring.survey import Gpu, Survey
 from runtime.engines.build import BuildOptions
 from runtime.engines.cache import ENGINES_FOLDER, read_record, user_cache_folder
 from runtime.engines.fingerprint import Device, Identity, identify, serves
@@ -28,13 +29,22 @@ def check_engines(survey: Survey) -> Iterator[Finding]:
     cache = user_cache_folder(survey.machine.environ)
     for path in survey.bundles:
         try:
-            bundle = Bundle.open(path)
+            bundle = _open_whole(path)
         except (KestrelError, OSError):
             continue  # `bundles.py` says it
         subject = f"Engines of {path.resolve().name}"
         for folder in (bundle.folder / ENGINES_FOLDER, cache):
             if folder.is_dir():
                 yield from _check_folder(survey, subject, bundle, folder)
+
+
+def _open_whole(path: Path) -> Bundle:
+    """The bundle around a file, since engines of its other precisions lie beside it."""
+    if path.is_file() and (path.parent / MANIFEST_NAME).is_file():
+        whole = Bundle.open(path.parent)
+        if any(path.name in graph.sha256 for graph in whole.manifest.graphs.values()):
+            return whole
+    return Bundle.open(path)
 
 
 def _check_folder(survey: Survey, subject: str, bundle: Bundle, folder: Path) -> Iterator[Finding]:
@@ -57,7 +67,10 @@ def _check_folder(survey: Survey, subject: str, bundle: Bundle, folder: Path) ->
                 _DELETE,
             )
     for path in sorted(folder.glob("*.json")):
-        yield from _check_record(survey, subject, bundle, path, is_own=is_own)
+        try:
+            yield from list(_check_record(survey, subject, bundle, path, is_own=is_own))
+        except Exception:  # a record is a file of any hand: its fields may be of any type
+            yield _unreadable(subject, path)
 
 
 def _check_record(
@@ -67,16 +80,12 @@ def _check_record(
     record = read_record(path)
     if record is None or not isinstance(record.get("identity"), dict):
         if is_own:
-            yield Finding(
-                subject,
-                "engine-record-unreadable",
-                "warning",
-                f"{path.name} is damaged, or of another version of Kestrel",
-                _DELETE,
-            )
+            yield _unreadable(subject, path)
         return
     if not is_own and not _is_of(record, bundle):
         return
+    if bundle.is_single_file and record.get("onnx") not in bundle.manifest.graphs["model"].sha256:
+        return  # of another file of the folder
     fault = _why_unreadable(survey, engine, record)
     if fault:
         yield Finding(subject, "engine-damaged", "warning", f"{engine.name} {fault}", _DELETE)
@@ -103,6 +112,11 @@ def _check_record(
     yield from _judge_fit(survey, subject, bundle, engine, record)
 
 
+def _unreadable(subject: str, path: Path) -> Finding:
+    text = f"{path.name} is damaged, or of another version of Kestrel"
+    return Finding(subject, "engine-record-unreadable", "warning", text, _DELETE)
+
+
 def _judge_fit(
     survey: Survey, subject: str, bundle: Bundle, engine: Path, record: Mapping[str, Any]
 ) -> Iterator[Finding]:
@@ -119,7 +133,7 @@ def _judge_fit(
             "see the findings on TensorRT, or run on another backend",
         )
         return
-    device = survey.gpus[0] if survey.gpus else None
+    device = _device(survey.gpus[0]) if survey.gpus else None
     if device is None and identity.get("device") != "any":
         yield Finding(
             subject,
@@ -160,6 +174,10 @@ def _judge_fit(
         f"{what} does not fit: {'; '.join(_differences(identity, wanted, device))}",
         _DELETE if is_stale else _REBUILD,
     )
+
+
+def _device(gpu: Gpu) -> Device:
+    return Device(gpu.name, gpu.compute_capability)
 
 
 def _expected_code(recorded: str) -> str:

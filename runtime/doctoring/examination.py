@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from runtime.doctoring import (
-    bundles,
+    backends,
     cameras,
-    engine_files,
     jetson,
     nvidia,
     onnx_runtime,
@@ -23,9 +24,31 @@ from runtime.doctoring import (
     video_codecs,
 )
 from runtime.doctoring.findings import Finding
+from runtime.doctoring.installing import is_externally_managed, name_pip
 from runtime.doctoring.survey import Survey
 
 Check: TypeAlias = Callable[[Survey], Iterable[Finding]]
+
+
+def _with_numpy(module: str, name: str) -> Check:
+    """A check whose code needs NumPy, imported when it runs; left out where NumPy is broken."""
+
+    def check(survey: Survey) -> Iterator[Finding]:
+        if survey.ask("import", "numpy").fault:  # a NumPy that crashes would end this process, too
+            yield Finding(
+                "Doctor",
+                "check-without-numpy",
+                "note",
+                f"{module}.{name} needs NumPy, which does not import, and was left out",
+                "cure NumPy first, then run the doctor again",
+            )
+            return
+        place = importlib.import_module(f"runtime.doctoring.{module}")
+        yield from getattr(place, name)(survey)
+
+    check.__module__, check.__name__ = f"runtime.doctoring.{module}", name
+    return check
+
 
 # In the order in which they are shown.
 CHECKS: tuple[Check, ...] = (
@@ -35,7 +58,7 @@ CHECKS: tuple[Check, ...] = (
     system.check_clock,
     system.check_screen,
     system.check_extras,
-    processor.check_instructions,
+    _with_numpy("processor", "check_instructions"),
     processor.check_share,
     power.check_governor,
     power.check_jetson_power,
@@ -43,12 +66,12 @@ CHECKS: tuple[Check, ...] = (
     power.check_supply,
     power.check_gpu_clocks,
     storage.check_memory,
-    storage.check_disk,
-    storage.check_engine_cache,
+    _with_numpy("storage", "check_disk"),
+    _with_numpy("storage", "check_engine_cache"),
     nvidia.check_driver,
     nvidia.check_driver_files,
     nvidia.check_cuda_packages,
-    nvidia.check_kernels,
+    _with_numpy("nvidia", "check_kernels"),
     tensorrt_flavours.check_parts,
     tensorrt_flavours.check_flavours,
     onnx_runtime.check_wheels,
@@ -59,8 +82,9 @@ CHECKS: tuple[Check, ...] = (
     video_codecs.check_pyav,
     video_codecs.check_hardware,
     cameras.check_cameras,
-    bundles.check_bundles,
-    engine_files.check_engines,
+    backends.check_backends,
+    _with_numpy("bundles", "check_bundles"),
+    _with_numpy("engine_files", "check_engines"),
 )
 _LONGEST_CHECK_S = 300.0  # several child processes at their limits, or large bundles to hash
 
@@ -75,7 +99,12 @@ def examine(
         checks: which.
         limit_s: for each; one that takes longer (a network folder that is away) is left behind.
     """
-    return [finding for check in checks for finding in _run_guarded(check, survey, limit_s)]
+    is_managed = is_externally_managed()
+    return [
+        name_pip(finding, sys.executable, is_managed=is_managed)
+        for check in checks
+        for finding in _run_guarded(check, survey, limit_s)
+    ]
 
 
 def _run_guarded(check: Check, survey: Survey, limit_s: float) -> list[Finding]:

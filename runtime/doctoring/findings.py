@@ -13,6 +13,7 @@ Level: TypeAlias = Literal["ok", "note", "warning", "error"]
 
 LEVELS: tuple[Level, ...] = get_args(Level)  # the worst is last
 SCHEMA = 1  # of the JSON
+_LONGEST_FOUND = 400  # characters; a loader may tell a whole story
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class Finding:
         code: a stable name for programs, such as "opencv-two-wheels".
         level: "ok"; "note": it works, and there is something to know; "warning": slower, less
             exact, or some sources and outputs lacking; "error": something does not work.
-        found: what stands here, in one line; what cannot be printed is left out.
+        found: what stands here, in one line; what cannot be printed is left
+            out, and so is the middle of a long one.
         cure: what to do, in one line; empty where the level is "ok".
     """
 
@@ -36,8 +38,8 @@ class Finding:
 
     def __post_init__(self) -> None:
         assert bool(self.cure) == (self.level != "ok"), f"{self.code}: a cure for {self.level!r}"
-        for name in ("found", "cure"):
-            object.__setattr__(self, name, _one_line(getattr(self, name)))
+        object.__setattr__(self, "found", _shorten(_one_line(self.found)))
+        object.__setattr__(self, "cure", _one_line(self.cure))
 
 
 def from_error(subject: str, code: str, error: Exception, level: Level = "error") -> Finding:
@@ -109,6 +111,14 @@ def _fold(text: str, indent: str, width: int) -> list[str]:
 def _one_line(text: str) -> str:
     """Names of devices and words of libraries may hold anything, terminal commands too."""
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+
+
+def _shorten(text: str) -> str:
+    """Beginning and end, where reasons stand."""
+    if len(text) <= _LONGEST_FOUND:
+        return text
+    half = (_LONGEST_FOUND - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def _plural(level: str, count: int) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+_NOT_EXECUTABLE = 126  # as a shell says it
 _LONGEST_FILE = 1 << 20  # bytes that are read of a text file
 
 
@@ -130,11 +131,14 @@ class Machine:
             return []
 
     def run(self, command: str, *arguments: str, limit_s: float = 10.0) -> Ran | None:
-        """Run a program of the PATH; None where there is no such program."""
+        """Run a program of the PATH; None where there is none, status 126 where it cannot start."""
         program = shutil.which(command, path=self.environ.get("PATH", os.defpath))
         if program is None:
             return None
-        return run_limited([program, *arguments], self.environ, min(limit_s, self.limit_s))
+        try:
+            return run_limited([program, *arguments], self.environ, min(limit_s, self.limit_s))
+        except OSError as error:
+            return Ran(_NOT_EXECUTABLE, "", error.strerror or str(error))
 
     def finds_module(self, name: str) -> Path | None:
         """Where Python would import a top-level package or module from; None: nowhere."""

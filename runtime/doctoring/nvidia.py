@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from runtime.contract.errors import EngineError
 from runtime.doctoring.distributions import find_packages, version_key
 from runtime.doctoring.findings import Finding, from_error
 from runtime.doctoring.import_cures import cure_for
 from runtime.doctoring.machine import Machine
+from runtime.doctoring.permissions import cure_for_node
 from runtime.doctoring.survey import Survey
 from runtime.doctoring.wheels import check_version
-from runtime.engines.kernels.shipped import KERNELS, read_ptx, readable_isa
 
 _SUBJECT = "NVIDIA driver"
 _VENDOR, _DISPLAY_CLASSES = "0x10de", ("0x0300", "0x0302")  # of PCI: VGA and 3D controllers
@@ -100,13 +101,12 @@ def check_driver_files(survey: Survey) -> Iterator[Finding]:
     nodes += machine.glob("/dev/nvidia-uvm") + machine.glob("/dev/nvmap")
     closed = [node for node in nodes if not machine.user.may(node, os.R_OK | os.W_OK)]
     if closed:
-        group = "video,render" if survey.jetson else "video"
         yield Finding(
             _SUBJECT,
             "gpu-permission",
             "error",
             f"this user may not open {', '.join(f'/dev/{node.name}' for node in closed)}",
-            f"sudo usermod -aG {group} $USER, and log in again",
+            _cure_permission(machine, closed),
         )
 
 
@@ -133,6 +133,8 @@ def check_cuda_packages(survey: Survey) -> Iterator[Finding]:
 
 def check_kernels(survey: Survey) -> Iterator[Finding]:
     """Our own CUDA kernels: whether their PTX is whole, and made for each GPU and its driver."""
+    from runtime.engines.kernels.shipped import KERNELS, read_ptx, readable_isa  # needs NumPy
+
     for gpu in survey.gpus:
         major, minor = (int(part) for part in gpu.compute_capability.split("."))
         cuda = survey.driver.data["version"]
@@ -220,6 +222,11 @@ def _judge_absence(survey: Survey, fault: str) -> Iterator[Finding]:
         )
     else:
         yield Finding(_SUBJECT, "driver-none", "ok", "no NVIDIA GPU here; bundles run on the CPU")
+
+
+def _cure_permission(machine: Machine, closed: list[Path]) -> str:
+    cures = dict.fromkeys(cure_for_node(machine, node) for node in closed)
+    return "; ".join(cures)
 
 
 def _find_cards(machine: Machine) -> list[str]:

@@ -8,7 +8,7 @@ from runtime.doctoring.distributions import Package
 from runtime.doctoring.findings import Finding
 from runtime.doctoring.import_cures import cure_for
 from runtime.doctoring.survey import Survey
-from runtime.doctoring.wheels import TAKEN, Family, check_family
+from runtime.doctoring.wheels import TAKEN, Family, check_family, requirements
 
 _SUBJECT = "ONNX Runtime"
 _SHOWN = "ExecutionProvider"
@@ -36,7 +36,7 @@ def check_providers(survey: Survey) -> Iterator[Finding]:
             "onnxruntime-none",
             "note",
             "not installed; it is the backend that runs everywhere",
-            f"pip install 'onnxruntime{TAKEN['onnxruntime']}' (for a GPU: onnxruntime-gpu)",
+            f"pip install {requirements('onnxruntime')} (for a GPU: onnxruntime-gpu)",
         )
         return
     answer = survey.ask("onnxruntime")
@@ -58,7 +58,8 @@ def check_providers(survey: Survey) -> Iterator[Finding]:
             "onnxruntime-cuda-broken",
             "warning",
             f"its CUDA provider does not load, so it computes on the CPU: {data['cuda_fault']}",
-            "pip install 'onnxruntime-gpu[cuda,cudnn]', of a version for this driver's CUDA",
+            f"pip install 'onnxruntime-gpu[cuda,cudnn]{TAKEN['onnxruntime-gpu']}', of a version "
+            "for this driver's CUDA",
         )
     elif survey.gpus and "CUDA" not in names and not _has_tensorrt(survey):
         yield Finding(
@@ -66,7 +67,8 @@ def check_providers(survey: Survey) -> Iterator[Finding]:
             "onnxruntime-no-cuda",
             "warning",
             "a GPU is there, and neither TensorRT nor ONNX Runtime can use it",
-            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu, or install TensorRT",
+            f"pip uninstall -y onnxruntime && pip install {requirements('onnxruntime-gpu')}, or "
+            "install TensorRT",
         )
 
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from runtime.doctoring.distributions import Package
+from runtime.doctoring.distributions import Package, find_owners
 from runtime.doctoring.findings import Finding
 from runtime.doctoring.import_cures import cure_for
+from runtime.doctoring.machine import Machine
+from runtime.doctoring.probing import Answer
 from runtime.doctoring.survey import Survey
-from runtime.doctoring.wheels import TAKEN, Family, check_family, check_version
+from runtime.doctoring.wheels import TAKEN, Family, check_family, check_version, requirements
 
 _SUBJECT = "OpenCV"
+SYSTEMS_OPENCV = (
+    "use the system's OpenCV: sudo apt install python3-opencv, and an environment that sees it: "
+    "python3 -m venv --system-site-packages .venv"
+)
 
 
 def _choose(packages: Sequence[Package]) -> str:
@@ -27,7 +34,17 @@ FAMILY = Family(_SUBJECT, "opencv", "cv2", (r"opencv(-.+)?-python(-.+)?",), _cho
 
 def check_wheels(survey: Survey) -> Iterator[Finding]:
     """Several in one environment, files that are gone, versions."""
-    yield from check_family(survey.machine, FAMILY)
+    for finding in check_family(survey.machine, FAMILY):
+        if survey.jetson is None or finding.code == "opencv-hidden":
+            yield finding
+        else:  # a wheel has no GStreamer, so none is advised
+            names = " ".join(each.name for each in _find_wheels(survey.machine))
+            yield replace(finding, cure=f"pip uninstall -y {names}; {SYSTEMS_OPENCV}")
+
+
+def is_of_system(machine: Machine) -> bool:
+    """Whether Python takes an OpenCV that no wheel has installed."""
+    return machine.finds_module("cv2") is not None and not _find_wheels(machine)
 
 
 def check_build(survey: Survey) -> Iterator[Finding]:
@@ -38,8 +55,7 @@ def check_build(survey: Survey) -> Iterator[Finding]:
             "opencv-none",
             "error",
             "not installed; preparing and drawing frames needs it",
-            f"pip install 'opencv-python-headless{TAKEN['cv2']}' "
-            "(Jetson: sudo apt install python3-opencv, and an environment that sees it)",
+            f"pip install {requirements('cv2')}" if survey.jetson is None else SYSTEMS_OPENCV,
         )
         return
     answer = survey.ask("opencv")
@@ -49,7 +65,7 @@ def check_build(survey: Survey) -> Iterator[Finding]:
             "opencv-broken",
             "error",
             f"it does not import: {answer.fault}",
-            cure_for(answer, _package_name(survey)),
+            _cure_import(survey, answer),
         )
         return
     data = answer.data
@@ -59,9 +75,15 @@ def check_build(survey: Survey) -> Iterator[Finding]:
     without = f"; without {', '.join(lacks)}" if lacks else ""
     text = f"{data['version']} with {', '.join(has) or 'nothing'}{without} ({data['file']})"
     yield Finding(_SUBJECT, "opencv", "ok", text)
-    if not _package_name(survey, none=""):  # no wheel, so nobody has looked at its version
-        yield from check_version(
-            _SUBJECT, "opencv", "cv2", data["version"], "opencv-python-headless"
+    has_wheel = bool(_find_wheels(survey.machine))
+    if not has_wheel and list(check_version(_SUBJECT, "opencv", "cv2", data["version"], "")):
+        yield Finding(
+            _SUBJECT,
+            "opencv-version",
+            "note",
+            f"{data['version']} of the system is not of those that Kestrel is tested with "
+            f"({TAKEN['cv2']})",
+            "keep it: a wheel of pip in its place would lack what the system's was built with",
         )
     if "FFmpeg" in lacks and survey.machine.finds_module("av") is None:
         yield Finding(
@@ -69,7 +91,7 @@ def check_build(survey: Survey) -> Iterator[Finding]:
             "opencv-no-ffmpeg",
             "error",
             "it was built without FFmpeg, and PyAV is not there: no video can be read or written",
-            "pip install 'kestrel-vision[video]' (PyAV), or opencv-python-headless of pip",
+            f"pip install {requirements('av')}",
         )
     if "GStreamer" in lacks and survey.jetson is not None:
         yield Finding(
@@ -77,8 +99,7 @@ def check_build(survey: Survey) -> Iterator[Finding]:
             "opencv-no-gstreamer",
             "warning",
             "it was built without GStreamer: csi: and gst: sources do not work",
-            "use the system's OpenCV: pip uninstall opencv-python-headless, and an environment "
-            "with --system-site-packages",
+            _cure_no_gstreamer(survey),
         )
 
 
@@ -105,8 +126,22 @@ def read_build(text: str) -> dict[str, str]:
     return found
 
 
-def _package_name(survey: Survey, none: str = "opencv-python-headless") -> str:
-    from runtime.doctoring.distributions import find_owners
+def _cure_import(survey: Survey, answer: Answer) -> str:
+    wheels = _find_wheels(survey.machine)
+    if survey.jetson is None and wheels:
+        return cure_for(answer, wheels[0].name)
+    cure = cure_for(answer, "python3-opencv", is_of_system=True)
+    if not wheels:
+        return cure
+    return f"pip uninstall -y {' '.join(each.name for each in wheels)}; {SYSTEMS_OPENCV}"
 
-    owners = find_owners(survey.machine, FAMILY.module, *FAMILY.names)
-    return owners[0].name if owners else none
+
+def _cure_no_gstreamer(survey: Survey) -> str:
+    names = " ".join(each.name for each in _find_wheels(survey.machine))
+    if not names:
+        return "sudo apt install --reinstall python3-opencv, or build it with WITH_GSTREAMER=ON"
+    return f"pip uninstall -y {names}; {SYSTEMS_OPENCV}"
+
+
+def _find_wheels(machine: Machine) -> list[Package]:
+    return find_owners(machine, FAMILY.module, *FAMILY.names)

@@ -17,11 +17,15 @@ _OWN_GOVERNORS = ("intel_pstate", "amd-pstate-epp")  # their powersave is dynami
 _PI_UNDER_VOLTAGE, _PI_THROTTLED = 0x1 | 0x10000, 0x4 | 0x40000
 # Bits of nvmlClocksEventReasons -> what slows the GPU, and the cure.
 _GPU_REASONS = (
+    (0x08, "its hardware (HW slowdown)", "look at its heat, its power cables and the supply"),
     (0x40 | 0x20, "heat", "clean its fan and filters, give it air, or lower its power limit"),
     (0x80, "its power supply (power brake)", "check its power cables and the supply"),
     (0x04, "its power limit", "sudo nvidia-smi -pl WATTS raises it, up to what the card allows"),
     (0x02, "clocks that someone has set", "sudo nvidia-smi -rac; sudo nvidia-smi -rgc"),
 )
+_GPU_HARDWARE = 0x08  # set along with 0x40 or 0x80, which say more
+_GPU_IDLE = 0x01  # nothing to do: then clocks are low for good reason
+_SMI_LIMIT_S = 30.0  # without the persistence daemon it starts every GPU first
 _GPU_FIELDS = (
     "clocks_throttle_reasons.active",
     "clocks_event_reasons.active",
@@ -188,33 +192,43 @@ def check_gpu_clocks(survey: Survey) -> Iterator[Finding]:
     """Why an NVIDIA GPU runs below its clocks, as nvidia-smi says."""
     for field in _GPU_FIELDS:
         query = f"--query-gpu=name,temperature.gpu,{field}"
-        ran = survey.machine.run("nvidia-smi", query, "--format=csv,noheader,nounits")
+        ran = survey.machine.run(
+            "nvidia-smi", query, "--format=csv,noheader,nounits", limit_s=_SMI_LIMIT_S
+        )
         if ran is None:
             return
         if ran.status is None:
             yield Finding(
                 _SUBJECT,
                 "nvidia-smi-hangs",
-                "error",
-                "nvidia-smi gives no answer: the driver or the GPU hangs",
-                "reboot; sudo dmesg | grep -i 'nvrm\\|xid' says what happened",
+                "warning",
+                f"nvidia-smi gives no answer within {_SMI_LIMIT_S:g} s: it is slow, or hangs",
+                "sudo nvidia-smi -pm 1 makes it faster; if it hangs: reboot; sudo dmesg | grep -i "
+                "'nvrm\\|xid' says what happened",
             )
             return
-        rows = re.findall(r"^(.+), *(\d+), *0x([\da-fA-F]+)$", ran.stdout, re.MULTILINE)
+        rows = re.findall(r"^(.+), *(\d+|\[?N/A\]?), *0x([\da-fA-F]+)$", ran.stdout, re.MULTILINE)
         if ran.status == 0 and rows:
             break
     else:
         return
     for name, celsius, mask in rows:
-        bits = int(mask, 16)
-        slowed = False
-        for mark, reason, cure in _GPU_REASONS:
-            if bits & mark:
-                slowed = True
-                text = f"{name} ({celsius} C) is slowed down by {reason}"
-                yield Finding(_SUBJECT, "gpu-throttled", "warning", text, cure)
-        if not slowed:
-            yield Finding(_SUBJECT, "gpu-clocks", "ok", f"{name}: {celsius} C, not slowed down")
+        warmth = f"{celsius} C" if celsius.isdigit() else "temperature unknown"
+        reasons = list(_gpu_reasons(int(mask, 16)))
+        for reason, cure in reasons:
+            text = f"{name} ({warmth}) is slowed down by {reason}"
+            yield Finding(_SUBJECT, "gpu-throttled", "warning", text, cure)
+        if not reasons:
+            yield Finding(_SUBJECT, "gpu-clocks", "ok", f"{name}: {warmth}, not slowed down")
+
+
+def _gpu_reasons(bits: int) -> Iterator[tuple[str, str]]:
+    if bits & _GPU_IDLE:
+        return
+    for mark, reason, cure in _GPU_REASONS:
+        is_told = mark == _GPU_HARDWARE and bits & (0x40 | 0x80)
+        if bits & mark and not is_told:
+            yield reason, cure
 
 
 def _is_capped(machine: Machine, folder: Path) -> bool:

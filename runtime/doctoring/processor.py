@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
+from runtime.doctoring.cgroups import find_folders
 from runtime.doctoring.findings import Finding
 from runtime.doctoring.machine import Machine
 from runtime.doctoring.survey import Survey
-from runtime.sessions.cpu_flags import BF16, VNNI
 
 _X86_MARK = "sse2"
 _ARM_DOT, _ARM_MATRIX = "asimddp", "i8mm"
@@ -48,6 +47,8 @@ def check_share(survey: Survey) -> Iterator[Finding]:
 
 
 def _judge_x86(name: str, flags: frozenset[str]) -> Iterator[Finding]:
+    from runtime.sessions.cpu_flags import BF16, VNNI  # needs NumPy
+
     has = [each for each in ("avx2", "avx512f", *sorted(VNNI), *sorted(BF16)) if each in flags]
     has += [each for each in ("amx_int8",) if each in flags]
     if "avx2" not in flags:
@@ -109,34 +110,29 @@ def _count_allowed(machine: Machine) -> int:
 
 def _cgroup_quota(machine: Machine) -> float | None:
     """The smallest share that a cgroup around this process grants, in processors; None: any."""
-    quotas = []
-    for line in machine.read("/proc/self/cgroup").splitlines():
-        number, controllers, path = (line.split(":", 2) + ["", "", ""])[:3]
-        if number == "0" and not controllers:
-            quotas += [_read_v2(machine, each / "cpu.max") for each in _upwards(path, "")]
-        elif "cpu" in controllers.split(","):
-            for mount in ("cpu", "cpu,cpuacct"):
-                quotas += [_read_v1(machine, each) for each in _upwards(path, mount)]
-    known = [each for each in quotas if each is not None]
-    return min(known) if known else None
+    new, old = find_folders(machine, "cpu")
+    quotas = [_read_v2(machine, folder) for folder in new]
+    quotas += [_read_v1(machine, folder) for folder in old]
+    return min((each for each in quotas if each is not None), default=None)
 
 
-def _upwards(path: str, mount: str) -> list[Path]:
-    """A cgroup's folder and those around it; inside a container the last is its own."""
-    base = Path("/sys/fs/cgroup") / mount
-    inner = Path(path.lstrip("/"))
-    return [base / each for each in (inner, *inner.parents)]
+def _read_v2(machine: Machine, folder: str) -> float | None:
+    quota, _, period = machine.read(f"{folder}/cpu.max").partition(" ")
+    return _share(_number(quota), _number(period))
 
 
-def _read_v2(machine: Machine, path: Path) -> float | None:
-    quota, _, period = machine.read(str(path)).partition(" ")
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+def _read_v1(machine: Machine, folder: str) -> float | None:
+    quota = machine.read_number(f"{folder}/cpu.cfs_quota_us")
+    return _share(quota, machine.read_number(f"{folder}/cpu.cfs_period_us"))
 
 
-def _read_v1(machine: Machine, folder: Path) -> float | None:
-    quota = machine.read_number(str(folder / "cpu.cfs_quota_us"))
-    period = machine.read_number(str(folder / "cpu.cfs_period_us"))
-    return quota / period if quota and period and quota > 0 else None
+def _share(quota: int | None, period: int | None) -> float | None:
+    """Both in microseconds; a quota below 0 or "max" is none."""
+    return quota / period if quota and period and quota > 0 and period > 0 else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _cpus(count: int) -> str:

@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from runtime.doctoring.cgroups import find_folders
 from runtime.doctoring.findings import Finding
 from runtime.doctoring.machine import Machine
 from runtime.doctoring.survey import Survey
-from runtime.engines.cache import user_cache_folder
 
 _GIB = 1 << 30
 _LITTLE_MEMORY = 1 * _GIB  # a network, its frames and OpenCV take about half of it
@@ -33,9 +33,9 @@ def check_memory(survey: Survey) -> Iterator[Finding]:
         return
     total, free = sizes["MemTotal"], sizes.get("MemAvailable", sizes.get("MemFree", 0))
     swap = sizes.get("SwapTotal", 0)
-    limit = _cgroup_limit(machine)
-    if limit is not None and limit[0] < total:
-        total, free = limit[0], min(free, limit[0] - limit[1])
+    for limit, used in _cgroup_limits(machine):
+        if limit < sizes["MemTotal"]:
+            total, free = min(total, limit), min(free, max(0, limit - used))
     text = f"{_gib(free)} of {_gib(total)} free, swap {_gib(swap)}"
     if free < _LITTLE_MEMORY:
         yield Finding(
@@ -60,6 +60,8 @@ def check_memory(survey: Survey) -> Iterator[Finding]:
 
 def check_disk(survey: Survey) -> Iterator[Finding]:
     """Space where engines and bundles lie."""
+    from runtime.engines.cache import user_cache_folder  # needs NumPy
+
     seen = set()
     for place in (user_cache_folder(survey.machine.environ), *survey.bundles):
         there = _nearest(place)
@@ -85,6 +87,8 @@ def check_disk(survey: Survey) -> Iterator[Finding]:
 
 def check_engine_cache(survey: Survey) -> Iterator[Finding]:
     """Whether engines of bundles that cannot be written can be kept for the user."""
+    from runtime.engines.cache import user_cache_folder  # needs NumPy
+
     machine = survey.machine
     folder = user_cache_folder(machine.environ)
     there = _nearest(folder)
@@ -101,17 +105,31 @@ def check_engine_cache(survey: Survey) -> Iterator[Finding]:
     )
 
 
-def _cgroup_limit(machine: Machine) -> tuple[int, int] | None:
-    """Bytes that the cgroup allows and that are in use; None where it has no limit."""
-    versions = (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+def _cgroup_limits(machine: Machine) -> Iterator[tuple[int, int]]:
+    """Bytes that each cgroup around this process allows, and that are in use for good.
+
+    Pages of files count as used there, and are given back when something else needs them.
+    """
+    new, old = find_folders(machine, "memory")
+    kinds = (
+        (new or ["/sys/fs/cgroup"], "memory.max", "memory.current", ""),
+        (
+            old or ["/sys/fs/cgroup/memory"],
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_",
+        ),
     )
-    for limit, used in versions:
-        found = machine.read_number(f"/sys/fs/cgroup/{limit}")
-        if found is not None:
-            return found, machine.read_number(f"/sys/fs/cgroup/{used}") or 0
-    return None
+    for folders, limit_name, used_name, prefix in kinds:
+        for folder in folders:
+            limit = machine.read_number(f"{folder}/{limit_name}")
+            if limit is None:
+                continue
+            used = machine.read_number(f"{folder}/{used_name}") or 0
+            pages = dict(re.findall(r"^(\w+) (\d+)$", machine.read(f"{folder}/memory.stat"), re.M))
+            for name in ("inactive_file", "active_file"):
+                used -= int(pages.get(prefix + name, 0))
+            yield limit, max(0, used)
 
 
 def _nearest(path: Path) -> Path:

@@ -11,11 +11,23 @@ from typing import Any
 
 from runtime.doctoring.machine import Machine
 from runtime.doctoring.probing import Answer, ask
-from runtime.engines.fingerprint import Device
-from runtime.sessions.cpu_flags import read_flags
 
 _RELEASE = re.compile(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
-_JETPACKS = {32: "4", 35: "5", 36: "6", 38: "7"}  # L4T's major version -> JetPack's
+_JETPACKS = {32: "4", 35: "5", 36: "6", 38: "7", 39: "7"}  # L4T's major version -> JetPack's
+
+
+FLAVOURS = ("tensorrt", "tensorrt_rtx")  # as `runtime.engines.flavour`, which needs NumPy
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """An NVIDIA GPU: its name, and its compute capability such as "8.7"."""
+
+    name: str
+    compute_capability: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (sm_{self.compute_capability.replace('.', '')})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +70,15 @@ class Survey:
         return self.ask("cuda_driver")
 
     @cached_property
-    def gpus(self) -> list[Device]:
+    def gpus(self) -> list[Gpu]:
         """The NVIDIA GPUs that work; empty where the driver does not."""
-        return [Device(**each) for each in self.driver.data.get("devices", ())]
+        return [Gpu(**each) for each in self.driver.data.get("devices", ())]
 
     @cached_property
     def cpu_flags(self) -> frozenset[str]:
-        """The processor's flags, such as "avx512_vnni"."""
+        """The processor's flags, such as "avx512_vnni"; needs NumPy."""
+        from runtime.sessions.cpu_flags import read_flags
+
         return read_flags(self.machine.path("/proc/cpuinfo"))
 
     @cached_property
@@ -84,7 +98,7 @@ class Survey:
         """
         found = {}
         if self.gpus:
-            for name in ("tensorrt", "tensorrt_rtx"):
+            for name in FLAVOURS:
                 if version := self.tensorrt_version(name):
                     found[name] = version
         for name in ("openvino", "onnxruntime"):

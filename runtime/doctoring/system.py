@@ -8,19 +8,21 @@ import re
 import sys
 from collections.abc import Iterator
 
+from runtime.doctoring.distributions import find_packages, version_key
 from runtime.doctoring.findings import Finding
 from runtime.doctoring.import_cures import cure_for
+from runtime.doctoring.opencv import is_of_system
 from runtime.doctoring.survey import Survey
-from runtime.doctoring.wheels import check_version
+from runtime.doctoring.wheels import TAKEN, check_version, requirements
 
 _EARLIEST = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
 _KNOWN_ARCHITECTURES = ("x86_64", "aarch64", "amd64", "arm64")
-# Module -> the extra that brings it, and the options that need it.
+# Modules that come together, and the options that need them.
 _EXTRAS = (
-    ("scipy", "track", "--track, --line, --zone"),
-    ("httpx2", "webhook", "--webhook"),
-    ("paho", "mqtt", "--mqtt"),
-    ("starlette", "web", "--web"),
+    (("scipy",), "--track, --line, --zone"),
+    (("httpx2",), "--webhook"),
+    (("paho",), "--mqtt"),
+    (("starlette", "uvicorn"), "--web"),
 )
 
 
@@ -45,12 +47,29 @@ def check_python(survey: Survey) -> Iterator[Finding]:
             "numpy-broken",
             "error",
             f"NumPy does not import: {answer.fault}",
-            cure_for(answer, "numpy"),
+            f"{cure_for(answer, _named(_bounds_of_numpy(survey, '')))}; then run the doctor again",
         )
         return
     version = answer.data["version"]
-    findings = list(check_version("NumPy", "numpy", "numpy", version, "numpy"))
+    bounds = _bounds_of_numpy(survey, version)
+    findings = list(check_version("NumPy", "numpy", "numpy", version, "numpy", advised=bounds))
     yield from findings or [Finding("NumPy", "numpy", "ok", f"NumPy {version}")]
+
+
+def _bounds_of_numpy(survey: Survey, version: str) -> str:
+    """Those of TAKEN; of the major version that is there, where the system's OpenCV needs it."""
+    bounds = TAKEN["numpy"]
+    if not is_of_system(survey.machine):
+        return bounds
+    if not version:  # it does not import; the systems that we know of have 1.x beside OpenCV 4.x
+        found = find_packages(survey.machine, "numpy")
+        version = found[0].version if found else "1"
+    major = (version_key(version) or (1,))[0]
+    return f"{bounds.split(',')[0]},<2" if major < 2 else bounds
+
+
+def _named(bounds: str) -> str:
+    return f"'numpy{bounds}'"
 
 
 def check_platform(survey: Survey) -> Iterator[Finding]:
@@ -91,17 +110,20 @@ def check_clock(survey: Survey) -> Iterator[Finding]:
 def check_extras(survey: Survey) -> Iterator[Finding]:
     """Packages that some options need."""
     finds = survey.machine.finds_module
-    lacking = {extra: use for module, extra, use in _EXTRAS if finds(module) is None}
+    lacking = {
+        module: use for modules, use in _EXTRAS for module in modules if finds(module) is None
+    }
     if not lacking:
-        yield Finding("Extras", "extras", "ok", f"there: {', '.join(each[1] for each in _EXTRAS)}")
+        names = ", ".join(module for modules, _ in _EXTRAS for module in modules)
+        yield Finding("Extras", "extras", "ok", f"there: {names}")
         return
-    uses = ", ".join(f"{extra} ({use})" for extra, use in lacking.items())
+    uses = ", ".join(f"{module} ({use})" for module, use in lacking.items())
     yield Finding(
         "Extras",
         "extras-missing",
         "note",
         f"not installed: {uses}",
-        f"pip install 'kestrel-vision[{','.join(lacking)}]' where you want these",
+        f"where you want these: pip install {requirements(*lacking)}",
     )
 
 

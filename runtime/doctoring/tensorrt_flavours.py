@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from runtime.doctoring.distributions import Package, find_packages, version_key
 from runtime.doctoring.findings import Finding
 from runtime.doctoring.import_cures import cure_for
-from runtime.doctoring.survey import Survey
-from runtime.doctoring.wheels import TAKEN, check_version
-from runtime.engines.flavour import FLAVOUR_NAMES
+from runtime.doctoring.survey import FLAVOURS, Survey
+from runtime.doctoring.wheels import TAKEN, check_version, requirements
 
 _SUBJECT = "TensorRT"
 _PARTS = r"tensorrt(?P<flavour>-rtx|-lean|-dispatch)?(-cu(?P<cuda>\d+))?(-libs|-bindings)?"
@@ -60,7 +59,7 @@ def check_parts(survey: Survey) -> Iterator[Finding]:
 def check_flavours(survey: Survey) -> Iterator[Finding]:
     """Load each flavour that is installed as a session would."""
     has_any = False
-    for name in FLAVOUR_NAMES:
+    for name in FLAVOURS:
         if survey.machine.finds_module(name) is None:
             continue
         has_any = True
@@ -99,7 +98,7 @@ def _judge_absence(survey: Survey) -> Iterator[Finding]:
             "warning",
             f"the system has {libraries[-1].name}, and this Python has no tensorrt",
             "sudo apt install python3-libnvinfer and an environment with --system-site-packages, "
-            f"or pip install 'tensorrt{TAKEN['tensorrt']}'",
+            f"or pip install {requirements('tensorrt')}",
         )
     elif survey.gpus:
         also = f"; {', '.join(run_only)} cannot build engines" if run_only else ""
@@ -108,7 +107,7 @@ def _judge_absence(survey: Survey) -> Iterator[Finding]:
             "tensorrt-none",
             "warning",
             f"a GPU is there, and no TensorRT{also}",
-            f"pip install 'tensorrt{TAKEN['tensorrt']}' 'cuda-python{TAKEN['cuda']}' "
+            f"pip install {requirements('tensorrt', 'cuda')} "
             "--extra-index-url https://pypi.nvidia.com",
         )
     else:
@@ -124,7 +123,8 @@ def _judge_gpus(survey: Survey) -> Iterator[Finding]:
                 "error",
                 f"{gpu} is older than Turing (sm_75), the oldest that TensorRT {TAKEN['tensorrt']} "
                 "builds for",
-                "pip install onnxruntime-gpu in place of onnxruntime, and --backend onnxruntime",
+                "pip uninstall -y onnxruntime && pip install "
+                f"{requirements('onnxruntime-gpu')}, and --backend onnxruntime",
             )
 
 
@@ -133,7 +133,7 @@ def _cure(survey: Survey, name: str) -> str:
     if "Update it" in answer.fault:
         if survey.jetson is not None:
             return "install JetPack 6 or 7, which has TensorRT 10.3 or newer"
-        return f"pip install '{name}{TAKEN[name]}' --extra-index-url https://pypi.nvidia.com"
+        return f"pip install {requirements(name)} --extra-index-url https://pypi.nvidia.com"
     return cure_for(answer, name)
 
 

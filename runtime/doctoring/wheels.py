@@ -27,7 +27,24 @@ TAKEN = {
     "cuda": ">=12.6,<14",
     "av": ">=14,<20",
     "scipy": ">=1.11.4,<2",
+    "httpx2": ">=2.4,<3",
+    "paho": ">=2.1,<3",
+    "starlette": ">=0.46,<2",
+    "uvicorn": ">=0.34,<0.60",
+    "onnxruntime-gpu": ">=1.23,<1.32",
 }
+# Module -> the package, where its name is another.
+_PACKAGES = {
+    "cv2": "opencv-python-headless",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "cuda": "cuda-python",
+    "paho": "paho-mqtt",
+}
+
+
+def requirements(*modules: str) -> str:
+    """What to write behind `pip install` for modules of TAKEN, quoted for a shell."""
+    return " ".join(f"'{_PACKAGES.get(each, each)}{TAKEN[each]}'" for each in modules)
 
 
 @dataclass(frozen=True)
@@ -61,14 +78,14 @@ def check_family(machine: Machine, family: Family) -> Iterator[Finding]:
 
 
 def check_version(
-    subject: str, code: str, module: str, version: str, package: str
+    subject: str, code: str, module: str, version: str, package: str, *, advised: str = ""
 ) -> Iterator[Finding]:
     """A finding where a version lies outside of what Kestrel is tested with.
 
     Args:
         subject: for people. code: the beginning of the finding's code.
         module: of TAKEN. version: that is there.
-        package: what pip calls it.
+        package: what pip calls it. advised: bounds for the cure; those of TAKEN where empty.
     """
     bounds = TAKEN[module]
     if not version_key(version) or is_within(version, bounds):
@@ -79,7 +96,7 @@ def check_version(
         f"{code}-version",
         "warning",
         f"{module} {version} is {how} than what Kestrel is tested with ({bounds})",
-        f"pip install '{package}{bounds}'",
+        f"pip install '{package}{advised or bounds}'",
     )
 
 

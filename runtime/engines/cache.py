@@ -44,6 +44,7 @@ Verdict: TypeAlias = Literal["pass", "fail", "not run"]
 
 ENGINES_FOLDER = "engines"
 RECORD_SCHEMA = 1
+_LARGEST_RECORD = 4 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,8 @@ def user_cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     """
     environ = os.environ if environ is None else environ
     named = environ.get("XDG_CACHE_HOME", "")
-    home = environ.get("HOME", "") or "~"
-    cache = Path(named) if named else Path(home).expanduser() / ".cache"
+    home = environ.get("HOME", "")
+    cache = Path(named) if named else (Path(home) if home else Path.home()) / ".cache"
     return cache / "kestrel" / ENGINES_FOLDER
 
 
@@ -237,8 +238,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
     Of a record that was edited by hand the verdict is "not run".
     """
     try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_RECORD:
+            return None  # a pipe would keep us waiting
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     is_ours = isinstance(record, dict) and record.get("schema") == RECORD_SCHEMA
     if not is_ours or not {"fingerprint", "verdict"} <= set(record):

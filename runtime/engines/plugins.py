@@ -42,6 +42,9 @@ NAMESPACE = "kestrel"  # the nodes' domain, and their attribute `plugin_namespac
 SELECT_NODE = "KestrelSelect"
 NMS_NODE = "KestrelNms"
 METHODS = ("greedy", "fast")  # as kestrel_nms numbers them
+ACTIVATIONS = ("none", "sigmoid")  # as kestrel_select numbers them
+MOST_ROWS = 2048  # MOST of both kernels
+MOST_VALUES = 2**32  # logits of an image: the kernel's flat indices end there
 
 _AMPERE: Version = (8, 0)  # the least GPU that a hardware-compatible engine runs on
 
@@ -145,12 +148,35 @@ def _withdraw(flavour: Flavour) -> None:
             registry.deregister_creator(creator)
 
 
+def _check_rows(node: str, count: int) -> None:
+    if count > MOST_ROWS:  # the kernels' shared memory ends there
+        raise ValueError(f"{node} has {count} rows; its kernel takes {MOST_ROWS} at most")
+
+
+def _check_name(node: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{node} knows no {name!r}; expected one of: {', '.join(known)}")
+
+
+def _check_values(anchors: int | None, classes: int | None) -> None:
+    count = (anchors or 0) * (classes or 0)
+    if count >= MOST_VALUES:
+        raise ValueError(f"{SELECT_NODE} has {count} logits an image; its kernel counts to 2^32")
+
+
+def _known(size: Any) -> int | None:
+    """A size of a shape, where TensorRT knows it already."""
+    return None if size.is_fake or not size.is_constant else int(size.constant_value())
+
+
 def _register_select(trt: Any, plugin: Any) -> None:
     float32, int64 = trt.DataType.FLOAT, trt.DataType.INT64
     name = f"{NAMESPACE}::{SELECT_NODE}"
 
     def describe(logits: Any, score_threshold: Any, candidates: int, activation: str) -> Any:
         batch, anchors, classes = logits.shape_expr
+        _check_rows(SELECT_NODE, candidates)
+        _check_name(SELECT_NODE, activation, ACTIVATIONS)
         blocks = plugin.cdiv(anchors * classes, SELECT_STRETCH)
         shapes = {
             "scores": ((batch, candidates), float32),
@@ -173,8 +199,9 @@ def _register_select(trt: Any, plugin: Any) -> None:
         tactic: int,
     ) -> Any:
         batch, anchors, classes = logits.shape_expr
+        _check_values(_known(anchors), _known(classes))
         grid = (plugin.cdiv(anchors * classes, SELECT_STRETCH), batch)
-        numbers = (anchors, classes, outputs[0].shape_expr[1], int(activation == "sigmoid"))
+        numbers = (anchors, classes, outputs[0].shape_expr[1], ACTIVATIONS.index(activation))
         return _launch(plugin, SELECT, grid, numbers)
 
     _annotate(plugin, describe, num_inputs=2, num_outputs=4)
@@ -198,6 +225,7 @@ def _register_nms(trt: Any, plugin: Any) -> None:
         per_class_limit: int,
     ) -> Any:
         batch = boxes.shape_expr[0]
+        _check_name(NMS_NODE, method, METHODS)
         shapes = {
             "num_detections": ((batch,), int32),
             "det_boxes": ((batch, max_detections, 4), float32),
@@ -225,6 +253,7 @@ def _register_nms(trt: Any, plugin: Any) -> None:
         tactic: int,
     ) -> Any:
         batch, rows = scores.shape_expr
+        _check_rows(NMS_NODE, _known(rows) or 0)
         numbers = (rows, outputs[1].shape_expr[1], METHODS.index(method), per_class_limit)
         return _launch(plugin, NMS, (batch, 1), numbers)
 

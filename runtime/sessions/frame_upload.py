@@ -135,8 +135,8 @@ class GpuLetterbox:
         """
         cuda.make_current()
         capability = parse_capability(cuda.device().compute_capability)
-        kernel = load_kernel(driver, LETTERBOX, capability)
-        loaded = cls(cuda, kernel, is_integrated=cuda.is_integrated())
+        is_integrated = cuda.is_integrated()
+        loaded = cls(cuda, load_kernel(driver, LETTERBOX, capability), is_integrated=is_integrated)
         try:
             for (height, width, channels), geometry in _PROOFS:
                 loaded._prove(_make_proof(height, width, channels), geometry)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +30,22 @@ def parse_web_address(address: str) -> tuple[str, int]:
             f"--web {address} is no address; expected PORT or HOST:PORT, such as 8080 for this "
             "machine alone or 0.0.0.0:8080 for the network"
         )
-    return host.strip("[]") or LOCAL, int(port)
+    return _in_full(host.strip("[]") or LOCAL), int(port)
+
+
+def parse_web_name(name: str) -> str:
+    """A host's name or number as `Place.is_host` compares it: in small letters, without brackets.
+
+    Raises:
+        SinkError: it is neither, such as an address with a port.
+    """
+    host = name.strip("[]").lower()
+    if not _is_number(host) and not re.fullmatch(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", host):
+        raise SinkError(
+            f"--web-name {name} is no host's name; expected one without scheme and port, such as "
+            "camera.example"
+        )
+    return host
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +117,14 @@ class Place:
         if headers.get("sec-fetch-site", "") not in _SAME_SITE and not is_visit:
             return "another site asked for this; expected this server's page"
         return ""
+
+
+def _in_full(host: str) -> str:
+    """Numbers that are cut short as the system reads them: 0 is 0.0.0.0. Others as they are."""
+    if re.fullmatch(r"[0-9.]+", host):
+        with contextlib.suppress(OSError):
+            return socket.inet_ntoa(socket.inet_aton(host))
+    return host
 
 
 def _is_number(host: str) -> bool:

@@ -1,7 +1,8 @@
 """Connections to the server: how many there may be, and which are let go.
 
 A connection without a request under way is let go after a while: one that sends its request byte
-by byte, one that is kept alive for nothing, one that does not read the end of an answer.
+by byte, one that is kept alive for nothing, one that does not read the end of an answer. Where
+there are too many, the one that has been so for longest goes at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_CONNECTIONS = 128  # whose requests are answered; of more: 503
-MOST_OPEN = 2 * MOST_CONNECTIONS  # more are closed at once
+MOST_OPEN = 2 * MOST_CONNECTIONS  # more are closed at once; all have a request under way
 IDLE_S = 10.0  # without a request under way
 SEND_BUFFER_BYTES = 1 << 17  # of the system: what waits there is old when it arrives
 
@@ -25,12 +26,14 @@ Address = tuple[str, int]
 class _Connection:
     transport: asyncio.Transport
     num_requests: int = 0  # under way
+    idle_since: float = 0.0  # without one; of the loop's clock
     is_open: bool = True
     timer: asyncio.TimerHandle | None = None
 
     def wait(self, seconds: float) -> None:
         self.stop_waiting()
         loop = asyncio.get_running_loop()
+        self.idle_since = loop.time()
         self.timer = loop.call_later(seconds, self.transport.abort)
 
     def stop_waiting(self) -> None:
@@ -59,7 +62,9 @@ class Connections:
         return len(self._open)
 
     def add(self, address: Address, transport: asyncio.Transport) -> None:
-        """Take one in, or close it at once where there are too many."""
+        """Take one in; where there are too many another one goes for it, or else itself."""
+        if len(self._open) >= MOST_CONNECTIONS:
+            self._abort_idlest()
         if len(self._open) >= MOST_OPEN:
             transport.abort()
             return
@@ -75,6 +80,13 @@ class Connections:
         if connection is not None:
             connection.is_open = False
             connection.stop_waiting()
+
+    def _abort_idlest(self) -> None:
+        idle = [(each.idle_since, key) for key, each in self._open.items() if not each.num_requests]
+        if idle:
+            address = min(idle)[1]
+            self.abort(address)
+            self.remove(address)  # its place is free now, not when the loop has closed it
 
     @contextmanager
     def request(self, address: Address | None) -> Iterator[None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
 
 from runtime.web.connections import Connections
@@ -89,12 +88,12 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and is_token(given.strip(), token):
             return True
-        try:
-            cookies = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            return False
-        cookie = cookies.get(cookie_name(self._access))
-        return cookie is not None and is_token(cookie.value, token)
+        own = cookie_name(self._access)
+        pairs = (each.partition("=") for each in headers.get("cookie", "").split(";"))
+        return any(
+            name.strip() == own and is_token(value.strip().strip('"'), token)
+            for name, _, value in pairs
+        )
 
 
 def is_token(given: str, token: str) -> bool:

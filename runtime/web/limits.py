@@ -36,13 +36,13 @@ class Limits:
 
     @classmethod
     def of(cls, manifest: Manifest, score: float | None = None, iou: float | None = None) -> Limits:
-        """A bundle's own thresholds, or those that the command line gives for it."""
+        """A bundle's own thresholds, or those that the command line gives for it; above 1 is 1."""
         defaults = manifest.defaults
         takes_score, takes_iou = takes(manifest)
         own = cls(
-            (defaults.score_threshold if score is None else score) if takes_score else None,
+            min(defaults.score_threshold if score is None else score, 1.0) if takes_score else None,
             {},
-            (defaults.iou_threshold if iou is None else iou) if takes_iou else None,
+            min(defaults.iou_threshold if iou is None else iou, 1.0) if takes_iou else None,
         )
         return own._with_row(manifest)
 
@@ -51,8 +51,9 @@ class Limits:
 
         Args:
             manifest: gives the classes, and says which thresholds there are.
-            asked: {"score": {"default": 0..1, "per_class": {name: 0..1}}, "iou": 0..1}, each of
-                them optional; what is left out stays, a table of classes replaces the one before.
+            asked: {"score": {"default": 0..1, "per_class": {name: 0..1}, "classes": {name: 0..1
+                or None}}, "iou": 0..1}, each of them optional; what is left out stays. `per_class`
+                replaces the table before; `classes` changes these alone, None lets go of one.
 
         Raises:
             LimitsError: an unknown field or class, no number of 0 to 1, a threshold that the
@@ -65,11 +66,19 @@ class Limits:
             if not takes_score:
                 raise LimitsError(f"a bundle of task {manifest.task} takes no score threshold")
             table = _as_table("score", asked["score"])
-            _refuse_unknown("score", table, ("default", "per_class"))
+            _refuse_unknown("score", table, ("default", "per_class", "classes"))
             if table.get("default") is not None:
                 limits = replace(limits, score=_as_share("score.default", table["default"]))
             if table.get("per_class") is not None:
-                limits = replace(limits, per_class=_per_class(manifest, table["per_class"]))
+                own = _per_class(manifest, "per_class", table["per_class"])
+                limits = replace(limits, per_class=own)
+            if table.get("classes") is not None:
+                changes = _as_table("score.classes", table["classes"])
+                given = {name: value for name, value in changes.items() if value is not None}
+                _per_class(manifest, "classes", dict.fromkeys(changes, 0))  # the names
+                own = {**limits.per_class, **_per_class(manifest, "classes", given)}
+                own = {name: own[name] for name in own if name not in changes or name in given}
+                limits = replace(limits, per_class=own)
         if asked.get("iou") is not None:
             if not takes_iou:
                 raise LimitsError("the bundle takes no iou: its network finds each object once")
@@ -95,14 +104,15 @@ def takes(manifest: Manifest) -> tuple[bool, bool]:
     return SCORE_THRESHOLD in manifest.inputs, IOU_THRESHOLD in manifest.inputs
 
 
-def _per_class(manifest: Manifest, given: Any) -> dict[str, float]:
-    table = _as_table("score.per_class", given)
+def _per_class(manifest: Manifest, field_name: str, given: Any) -> dict[str, float]:
+    table = _as_table(f"score.{field_name}", given)
     for name in table:
         if name not in manifest.classes:
             near = difflib.get_close_matches(name, manifest.classes, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else "choose one of GET /api/thresholds"
             raise LimitsError(f"the bundle has no class {name[:60]!r}; {hint}")
-    return {name: _as_share(f"score.per_class of {name}", value) for name, value in table.items()}
+    where = f"score.{field_name} of"
+    return {name: _as_share(f"{where} {name}", value) for name, value in table.items()}
 
 
 def _as_share(name: str, value: Any) -> float:

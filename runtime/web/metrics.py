@@ -105,5 +105,9 @@ def _family(name: str, kind: str, words: str, samples: Iterable[Sample]) -> str:
 
 
 def _escape(text: str) -> str:
-    """A label's value: backslash, quote and new line are written as two signs."""
+    """A label's value: backslash, quote and new line are written as two signs.
+
+    A file's name may hold bytes that are no UTF-8; they are written as Python does.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -51,28 +51,41 @@ class WebPage:
         self._server.start(RunFace(self._sources, self.board, watch, self.switch, self._bundles))
 
 
-def open_web(
-    args: argparse.Namespace,
-    sources: Sequence[Source],
-    networks: Networks,
-    closes: contextlib.ExitStack,
-    stack: contextlib.ExitStack,
-) -> WebPage:
-    """Take the port and put a switch in front of the networks.
+def take_port(args: argparse.Namespace, stack: contextlib.ExitStack) -> WebServer:
+    """Take the port that --web asks for, before anything that takes long.
 
     Args:
         args: with the options of `runtime.web.options.add_web`.
-        networks: of the first bundle.
-        closes: frees the networks.
-        stack: closes the page.
+        stack: gives it back.
 
     Raises:
         SinkError: the address cannot be served.
     """
     server = WebServer(access_of(args))
+    stack.callback(server.close)
+    return server
+
+
+def open_web(
+    args: argparse.Namespace,
+    server: WebServer,
+    sources: Sequence[Source],
+    networks: Networks,
+    closes: contextlib.ExitStack,
+    stack: contextlib.ExitStack,
+) -> WebPage:
+    """Put a switch in front of the networks, and the page before it.
+
+    Args:
+        args: with the options of `runtime.web.options.add_web`.
+        server: of `take_port`.
+        networks: of the first bundle.
+        closes: frees the networks.
+        stack: closes the page.
+    """
     limits = Limits.of(networks.first.manifest, args.score_threshold, args.iou_threshold)
     first = Loaded(args.bundle, networks, closes, [limits] * len(sources))
     switch = Switch(first, len(sources), lambda path: load_beside(args, path, len(sources)))
     stack.callback(switch.close)
-    stack.callback(server.close)
+    stack.callback(server.close)  # clients go before what they ask
     return WebPage(server, sources, switch, [args.bundle, *args.web_bundles])

@@ -10,7 +10,7 @@ import secrets
 from dataclasses import dataclass
 
 from runtime.contract.errors import SinkError
-from runtime.web.address import Place, parse_web_address
+from runtime.web.address import Place, parse_web_address, parse_web_name
 
 TOKEN_VARIABLE = "KESTREL_WEB_TOKEN"
 LEAST_TOKEN = 12  # characters: shorter ones can be tried out
@@ -67,11 +67,11 @@ def check_web(args: argparse.Namespace) -> None:
     """Refuse what cannot be, before anything is opened.
 
     Args:
-        args: with the options of `add_web`, and `coco`.
+        args: with the options of `add_web`, `coco`, and those of `add_tracking`.
 
     Raises:
-        SinkError: no address; a token that is too short; options without --web; a package is
-            missing.
+        SinkError: no address; a token that is too short; options without --web, or that do not
+            go together; a package is missing.
     """
     if args.web is None:
         for name in ("token", "name", "bundle"):
@@ -79,6 +79,12 @@ def check_web(args: argparse.Namespace) -> None:
                 raise SinkError(f"--web-{name} is for the web page; expected --web PORT with it.")
         return
     access_of(args)
+    is_tracking = args.track or args.lines or args.zones
+    if is_tracking and args.web_bundles:
+        raise SinkError(
+            "--web-bundle would begin tracks and counts anew with each bundle. Leave it out, or "
+            "--track, --line and --zone."
+        )
     if args.coco is not None and args.web_bundles:
         raise SinkError(
             "--coco takes the classes of one bundle, and --web-bundle adds another. Use --json."
@@ -95,9 +101,10 @@ def access_of(args: argparse.Namespace) -> Access:
     """Where the page is to be served, and its token, made where one is a must and none is given.
 
     Raises:
-        SinkError: no address, or a token that is too short.
+        SinkError: no address, no host's name, or a token that is too short.
     """
-    place = Place(*parse_web_address(args.web), tuple(name.lower() for name in args.web_names))
+    names = tuple(parse_web_name(name) for name in args.web_names)
+    place = Place(*parse_web_address(args.web), names)
     given = args.web_token
     if given is None:
         given = os.environ.get(TOKEN_VARIABLE) or None

@@ -54,6 +54,7 @@ class RunFace:
         self.is_over = False
         self._described: tuple[Loaded, dict[str, Any]] | None = None
         self._ticked: asyncio.Future[None] | None = None
+        self._exchanges: set[asyncio.Future[Any]] = set()  # that are waited for
 
     # --- figures
 
@@ -80,8 +81,8 @@ class RunFace:
         }
 
     def switching(self) -> dict[str, str] | None:
-        """The bundle that is being loaded."""
-        path = self.switch.loading
+        """The bundle that is being loaded, or takes over with the next frame."""
+        path = self.switch.next_path
         return None if path is None else {"path": path}
 
     async def tick(self) -> None:
@@ -103,6 +104,9 @@ class RunFace:
         """The run is over: let everybody go."""
         self.is_over = True
         self.board.close()
+        for each in self._exchanges:
+            if not each.done():
+                each.set_exception(BusyError("the run is over"))
         if self._ticked is not None and not self._ticked.done():
             self._ticked.set_result(None)
 
@@ -176,42 +180,48 @@ class RunFace:
             BusyError: not now.
             BundleRefusedError: it cannot be used, the running one goes on.
         """
-        if path == self.switch.running.path and self.switch.loading is None:
-            return True
         try:
-            return await _beside(lambda: self.switch.exchange(path, SWITCH_WAIT_S))
+            if path == self.switch.running.path:
+                await self._beside(self.switch.stay)
+                return True
+            return await self._beside(lambda: self.switch.exchange(path, SWITCH_WAIT_S))
         except (BusyError, asyncio.CancelledError):
             raise
         except Exception as error:  # whatever a library raises of a bundle that it cannot run
             kind = "" if isinstance(error, (KestrelError, OSError)) else f"{type(error).__name__}: "
             raise BundleRefusedError(f"{kind}{one_line(error)}") from error
 
+    async def _beside(self, work: Callable[[], T]) -> T:
+        """Do long work of the switch on a thread, which `Switch.close` waits for."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def tell(result: T | None, error: BaseException | None) -> None:
+            if done.done():  # cancelled, or the run is over
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = work()
+            except BaseException as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(tell, result, error)
+
+        self._exchanges.add(done)
+        try:
+            if self.is_over:
+                raise BusyError("the run is over")
+            threading.Thread(target=run, name="web load", daemon=True).start()
+            return await done
+        finally:
+            self._exchanges.discard(done)
+
 
 class BundleRefusedError(Exception):
     """A bundle that cannot run here."""
-
-
-async def _beside(work: Callable[[], T]) -> T:
-    """Do long work on a thread that no end of the process waits for."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def tell(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, result, error)
-
-    threading.Thread(target=run, name="web load", daemon=True).start()
-    return await done

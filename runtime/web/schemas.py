@@ -61,7 +61,10 @@ SCHEMAS: dict[str, Schema] = {
             "state": _STATES,
             "error": {"type": "string", "description": "Why it failed, or empty."},
             "fps": {"type": "number", "description": "Frames a second, over the last 5 s."},
-            "age_ms": maybe(NUMBER),
+            "age_ms": {
+                **maybe(NUMBER),
+                "description": "Of the last result, as of now: it grows while nothing comes.",
+            },
             "age_p50_ms": maybe(NUMBER),
             "age_p99_ms": maybe(NUMBER),
             "num_captured": COUNT,
@@ -153,8 +156,15 @@ SCHEMAS: dict[str, Schema] = {
         {
             "score": maybe(
                 record(
-                    {"default": maybe(SHARE), "per_class": maybe(table_of(SHARE))},
-                    optional=("default", "per_class"),
+                    {
+                        "default": maybe(SHARE),
+                        "per_class": maybe(table_of(SHARE)),
+                        "classes": {
+                            **maybe(table_of(maybe(SHARE))),
+                            "description": "Changes these alone; null lets go of one.",
+                        },
+                    },
+                    optional=("default", "per_class", "classes"),
                 )
             ),
             "iou": maybe(SHARE),

@@ -53,6 +53,7 @@ class WebServer:
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((place.host, place.port))
+            self._socket.listen(MOST_CONNECTIONS)  # who comes before `start` waits for it
         except OSError as error:
             self._socket.close()
             raise SinkError(
@@ -87,6 +88,7 @@ class WebServer:
             log_level="error",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # the address of a connection is what `Connections` knows it by
             h11_max_incomplete_event_size=MOST_HEAD_BYTES,
             backlog=MOST_CONNECTIONS,
             timeout_graceful_shutdown=1,
@@ -94,7 +96,6 @@ class WebServer:
         self._server = uvicorn.Server(config)
         self._switch_before = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
-        self._socket.listen(MOST_CONNECTIONS)  # who comes before the loop runs waits for it
         self._thread = threading.Thread(target=self._run, name="web server", daemon=True)
         self._thread.start()
         _log.info("web page: %s", self.url, extra={"event": "web", "url": self.url})

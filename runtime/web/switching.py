@@ -9,17 +9,21 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
-from runtime.contract.errors import one_line
+from runtime.contract.errors import SessionError, one_line
 from runtime.contract.manifest import Manifest
 from runtime.preprocess import Frame
 from runtime.restarting import restart
+from runtime.threads_left import leave
 from runtime.video_parts import Networks, open_networks
 from runtime.web.limits import Limits
 
 MOST_UNDRAWN = 16  # results of a source between the engine and the picture; fewer are under way
 CLOSE_S = 30.0  # that the old bundle's last frames may take
+END_S = 10.0  # that a bundle which is loaded, or freed, may take at the run's end
+CROPS = "pose_crop"
 _OF_KEY_FRAMES = ("schedule", "key_interval", "max_key_age_ms")
 
 _log = logging.getLogger(__name__)
@@ -33,12 +37,14 @@ class Loaded:
         path: as it was given.
         networks: what frames are given to. closes: frees them.
         limits: of each source; one is replaced as a whole.
+        has_begun: it has taken over.
     """
 
     path: str
     networks: Networks
     closes: contextlib.ExitStack
     limits: list[Limits]
+    has_begun: bool = False
     _num_under_way: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -78,8 +84,15 @@ class Switch:
         self._load = load
         self._next: Loaded | None = None
         self._is_closed = False
+        self._workers: list[threading.Thread] = []  # that load or free a bundle
         self._lock = threading.Lock()
         self._exchanged = threading.Condition(self._lock)
+
+    @property
+    def next_path(self) -> str | None:
+        """The bundle that is being loaded, or takes over with the next frame."""
+        waiting = self._next
+        return self.loading or (None if waiting is None else waiting.path)
 
     @property
     def batches(self) -> Sequence[int]:
@@ -94,12 +107,21 @@ class Switch:
         if self._next is None:
             return
         with self._lock:
-            if self._next is not None:
-                self.running, self._next = self._next, None
-                self._exchanged.notify_all()
+            if self._next is None:
+                return
+            old, self.running, self._next = self.running, self._next, None
+            self.running.has_begun = True
+            self._exchanged.notify_all()
+            closer = threading.Thread(
+                target=self._close_old, args=(old, self.running), name="web close", daemon=True
+            )
+            self._workers = [*(each for each in self._workers if each.is_alive()), closer]
+            closer.start()
 
     def exchange(self, path: str, patience_s: float) -> bool:
         """Load a bundle beside the running one and let it take over; blocks.
+
+        One that waits for its frame gives way.
 
         Args:
             path: of the bundle.
@@ -109,15 +131,15 @@ class Switch:
             Whether it runs; False: no frame came yet, it takes over with the next one.
 
         Raises:
-            BusyError: another exchange is under way, or the run is over.
+            BusyError: another bundle is being loaded or took this one's place; the run is over.
             ValueError, OSError: of the bundle; the running one goes on.
         """
         with self._lock:
-            if self.loading is not None or self._next is not None or self._is_closed:
-                busy = self.loading or (self._next.path if self._next is not None else "")
-                raise BusyError(f"{busy} is being loaded" if busy else "the run is over")
+            self._refuse_when_busy()
             self.loading = path
+            self._workers.append(threading.current_thread())
         try:
+            self._drop_next()
             loaded = self._load(path)
         except BaseException:
             with self._lock:
@@ -125,25 +147,42 @@ class Switch:
             raise
         with self._lock:
             self.loading = None
-            before = self.running
-            if self._is_closed:
-                loaded.closes.close()
-                raise BusyError("the run is over")
-            self._next = loaded
-            is_running = self._exchanged.wait_for(
-                lambda: self.running is loaded or self._is_closed, patience_s
-            )
-        closer = threading.Thread(
-            target=self._close_old, args=(before, loaded), name="web close", daemon=True
-        )
-        closer.start()
-        return is_running and self.running is loaded
+            is_late = self._is_closed
+            if not is_late:
+                self._next = loaded
+                if not self._exchanged.wait_for(lambda: self._next is not loaded, patience_s):
+                    return False
+        if is_late:
+            loaded.closes.close()
+        if not loaded.has_begun:
+            is_over = self._is_closed
+            raise BusyError("the run is over" if is_over else "another bundle was asked for since")
+        return True
+
+    def stay(self) -> None:
+        """Let the running bundle go on; one that waits for its frame gives way.
+
+        Raises:
+            BusyError: another bundle is being loaded; the run is over.
+        """
+        with self._lock:
+            self._refuse_when_busy()
+        self._drop_next()
+
+    def _refuse_when_busy(self) -> None:
+        if self._is_closed or self.loading is not None:
+            words = "the run is over" if self._is_closed else f"{self.loading} is being loaded"
+            raise BusyError(words)
+
+    def _drop_next(self) -> None:
+        with self._lock:
+            waiting, self._next = self._next, None
+            if waiting is None:
+                return
+            self._exchanged.notify_all()
+        waiting.closes.close()
 
     def _close_old(self, old: Loaded, new: Loaded) -> None:
-        with self._lock:
-            self._exchanged.wait_for(lambda: self.running is new or self._is_closed)
-            if self.running is not new:
-                return  # closed with the run
         _log.info("bundle %s takes over from %s", new.path, old.path, extra={"event": "bundle"})
         try:
             old.close_when_idle()
@@ -151,11 +190,21 @@ class Switch:
             _log.warning("bundle %s was not closed well: %s", old.path, one_line(error))
 
     def close(self) -> None:
-        """Free what is loaded; the pipeline has ended."""
+        """Free what is loaded; the pipeline has ended.
+
+        A library that loads or frees a bundle cannot be interrupted, nor outlive the interpreter:
+        it is waited for, and then left to `runtime.threads_left`.
+        """
         with self._lock:
             self._is_closed = True
             waiting, self._next = self._next, None
             self._exchanged.notify_all()
+            workers = [each for each in self._workers if each is not threading.current_thread()]
+        end = monotonic() + END_S
+        for worker in workers:
+            worker.join(max(end - monotonic(), 0.0))
+            if worker.is_alive():
+                leave(worker)
         for each in (waiting, self.running):
             if each is not None:
                 each.closes.close()
@@ -248,11 +297,16 @@ def load_beside(args: argparse.Namespace, path: str, num_sources: int) -> Loaded
     """Load a bundle for all sources as the command line asks, with thresholds of its own.
 
     Raises:
-        BundleError, SessionError, ValueError: as `open_networks`.
+        BundleError, SessionError, ValueError: as `open_networks`; a bundle that takes crops.
     """
     from runtime.contract.bundle import Bundle
 
     manifest = Bundle.open(path, allow_unverified=args.allow_unverified).manifest
+    if manifest.task == CROPS:
+        raise SessionError(
+            f"{path} is of task {CROPS}, which takes crops of people, not frames; expected another "
+            "task. Give it as --pose."
+        )
     own = argparse.Namespace(**vars(args))
     own.bundle, own.score_threshold, own.iou_threshold = path, None, None
     if not manifest.state:

@@ -97,12 +97,15 @@ class Watch:
     def _source_to_json(self, summary: SourceSummary, fps: float) -> dict[str, Any]:
         shown = self._board.last(summary.name)
         ages = summary.ages
+        age_ms = shown.age_ms
+        if age_ms is not None:  # of what is to be seen: it grows while nothing comes
+            age_ms += max(monotonic() - shown.seen_at, 0.0) * 1e3
         return {
             "name": summary.name,
             "state": summary.state.value,
             "error": summary.error,
             "fps": round(fps, 2),
-            "age_ms": None if shown.age_ms is None else round(shown.age_ms, 2),
+            "age_ms": None if age_ms is None else round(age_ms, 2),
             "age_p50_ms": None if ages is None else round(ages.p50, 2),
             "age_p99_ms": None if ages is None else round(ages.p99, 2),
             "num_captured": summary.num_captured,

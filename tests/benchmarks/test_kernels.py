@@ -63,6 +63,9 @@ def test_wrong_results_are_told(bench: KernelBench):
         ("scores", "scores"),
         ("num_detections", "rows are kept, not"),
         ("det_indices", "other rows"),
+        ("det_boxes", "det_boxes is not"),
+        ("det_scores", "det_scores is not"),
+        ("det_classes", "det_classes is not"),
     ):
         wrong = {key: value.copy() for key, value in right.items()}
         wrong[name].reshape(-1)[0] += 1

@@ -126,7 +126,7 @@ def test_link_to_a_file_that_is_not_there_stays_a_link(
     link, target = tmp_path / "a.mp4", tmp_path / "target.mp4"
     link.symlink_to(target)
 
-    def fail(path):
+    def fail(path, **options):
         assert target.exists()
         raise SinkError("no lines")
 

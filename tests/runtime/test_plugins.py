@@ -197,3 +197,21 @@ def test_a_build_that_fails_without_plugins_says_why(flavour: Flavour):
 
     with pytest.raises(EngineError, match="refused with nothing"):
         plugins.with_plugins(build_engine, flavour, ORIN)
+
+
+def test_more_rows_than_the_kernels_hold_are_refused(trt: Any, flavour: Flavour):
+    plugins.register_plugins(flavour, ORIN)
+    with pytest.raises(ValueError, match="KestrelSelect has 2049 rows; its kernel takes 2048"):
+        build_select(trt, 1, 4000, 2, candidates=plugins.MOST_ROWS + 1)
+    with pytest.raises(ValueError, match="KestrelNms has 3000 rows; its kernel takes 2048"):
+        build_nms(trt, 1, 3000)
+    with pytest.raises(ValueError, match=r"4294967296 logits an image; its kernel counts to 2\^32"):
+        build_select(trt, 1, 2**24, 2**8)
+
+
+def test_words_that_the_kernels_do_not_know_are_refused(trt: Any, flavour: Flavour):
+    plugins.register_plugins(flavour, ORIN)
+    with pytest.raises(ValueError, match="knows no 'softmax'; expected one of: none, sigmoid"):
+        build_select(trt, 1, 400, 2, activation="softmax")
+    with pytest.raises(ValueError, match="knows no 'soft'; expected one of: greedy, fast"):
+        build_nms(trt, 1, 30, method="soft")

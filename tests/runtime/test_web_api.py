@@ -111,6 +111,25 @@ def test_state_tells_what_the_pipeline_counts(run):
     assert state["bundle"]["backend"] == "onnxruntime"
 
 
+def test_age_grows_while_nothing_comes(run):
+    watch = run.page._server._face.watch
+    shown = SimpleNamespace(age_ms=5.0, seen_at=time.monotonic() - 60, num_objects=1)
+    still = SimpleNamespace(last=lambda name: shown)
+    told = Watch._source_to_json(SimpleNamespace(_board=still), watch.summaries[0], 0.0)
+    assert 60_005 <= told["age_ms"] < 120_000
+
+
+def test_name_that_is_no_utf_8_is_written_in_metrics(run):
+    summary = dataclasses.replace(run.page._server._face.watch.summaries[0], name="bad\udcff.mp4")
+    watch = run.page._server._face.watch
+    times = SimpleNamespace(spreads=dict)
+    told = SimpleNamespace(
+        summaries=[summary], rates=[1.0], times=times, why_ill=watch.why_ill, uptime_s=1.0
+    )
+    text = write_metrics(told, run.page._server._face.bundle(), 0)
+    assert b'source="bad\\\\udcff.mp4"' in text.encode()
+
+
 def test_events_are_states_as_they_come(run):
     response = run.open_stream("/api/events")
     assert response.getheader("Content-Type") == "text/event-stream"

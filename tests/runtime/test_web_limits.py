@@ -25,6 +25,24 @@ def test_limits_begin_as_the_bundles_or_the_command_lines(manifest):
     assert np.allclose(given.row, 0.7)
 
 
+def test_limits_above_one_are_one(manifest):
+    limits = Limits.of(manifest, 1.5, 2.0)
+    assert (limits.score, limits.iou) == (1.0, 1.0)
+
+
+def test_class_is_changed_alone(manifest):
+    asked = {"score": {"per_class": {CLASSES[0]: 0.1, CLASSES[1]: 0.2}}}
+    first = Limits.of(manifest).changed(manifest, asked)
+    changes = {"score": {"classes": {CLASSES[1]: None, CLASSES[2]: 0.7}}}
+    second = first.changed(manifest, changes)
+    assert second.per_class == {CLASSES[0]: 0.1, CLASSES[2]: 0.7}
+    assert np.allclose(second.row, [0.1, 0.3, 0.7])
+    assert second.changed(manifest, {"score": {"classes": {CLASSES[1]: None}}}) == second
+    for wrong in ({"gone": None}, {CLASSES[0]: 2}, [0.5]):
+        with pytest.raises(LimitsError, match="has no class 'gone'|expected"):
+            first.changed(manifest, {"score": {"classes": wrong}})
+
+
 def test_row_is_what_the_task_makes_of_the_same_names(manifest):
     asked = {"score": {"default": 0.25, "per_class": {CLASSES[2]: 0.75, CLASSES[0]: 1}}}
     limits = Limits.of(manifest).changed(manifest, asked)

@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from sink_servers import wait_for
+from sink_servers import PATIENCE_S, wait_for
 from tiny_bundle import InputGeometry, write_tiny_bundle
 from web_run import TOKEN, Camera, WebRun
 
@@ -18,6 +18,7 @@ from runtime.web.address import Place, parse_web_address
 from runtime.web.openapi import OPERATIONS
 from runtime.web.options import TOKEN_VARIABLE, access_of
 from runtime.web.page_files import FOLDER, read_page
+from runtime.web.server import WebServer
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 GUARDED = [each for each in OPERATIONS if not each.is_public]
@@ -78,6 +79,8 @@ def test_login_gives_a_cookie_that_no_script_and_no_other_site_gets(run):
     assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(attributes)
     for path in ("/api/state", "/frame.jpg"):
         assert run.get(path, Cookie=f"other=1; {cookie}").status == 200
+        foreign = 'a={"b": [1]}; caf\u00e9; c="x; d; =; kestrel_=1;'
+        assert run.get(path, Cookie=f"{foreign} {cookie}; e[]=@").status == 200
     assert str(run.port) in cookie.partition("=")[0]  # cookies know no ports
 
 
@@ -270,22 +273,42 @@ def test_garbage_is_refused(open_run):
 
 def test_too_many_connections_are_refused_and_the_run_goes_on(bundle, monkeypatch):
     monkeypatch.setattr(connections, "MOST_CONNECTIONS", 3)
-    monkeypatch.setattr(connections, "MOST_OPEN", 6)
     with WebRun(bundle) as run:
-        idle = [socket.create_connection(("127.0.0.1", run.port)) for _ in range(3)]
-        wait_for(lambda: len(run.server.connections) == 3)
+        busy = [run.open_stream("/api/events") for _ in range(3)]
         answer = run.get("/healthz")
         assert (answer.status, "connections are open" in answer.json["error"]) == (503, True)
-        idle += [socket.create_connection(("127.0.0.1", run.port)) for _ in range(3)]
-        wait_for(lambda: len(run.server.connections) == 6)
+        monkeypatch.setattr(connections, "MOST_OPEN", 3)
         with pytest.raises(OSError, match="reset|closed|timed out|Remote end"):
             run.get("/healthz")
-        for each in idle:
+        for each in busy:
+            assert each.readline() == b"event: state\n"
             each.close()
         wait_for(lambda: len(run.server.connections) == 0)
         assert run.get("/healthz").status == 200
         newest = len(run.results.rows)
         wait_for(lambda: len(run.results.rows) > newest)
+
+
+def test_idle_connections_lock_nobody_out(bundle, monkeypatch):
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 3)
+    with WebRun(bundle) as run:
+        busy = run.open_stream("/api/events")
+        idle = [socket.create_connection(("127.0.0.1", run.port), PATIENCE_S) for _ in range(6)]
+        assert run.get("/healthz").status == 200
+        assert idle[0].recv(1) == b""  # it was so for longest
+        assert busy.readline() == b"event: state\n"
+        for each in (busy, *idle):
+            each.close()
+
+
+def test_connection_of_a_proxy_is_known_by_its_own_address(open_run):
+    head = f"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1:{open_run.port}\r\n"
+    with socket.create_connection(("127.0.0.1", open_run.port), PATIENCE_S) as client:
+        client.sendall(f"{head}X-Forwarded-For: 192.0.2.7\r\n\r\n".encode())
+        assert b" 200 " in client.recv(1 << 10)
+        own = open_run.server.connections._open[client.getsockname()]
+        assert own.num_requests == 1
+        assert own.timer is None  # it is not let go while the events go on
 
 
 # --- options
@@ -331,6 +354,12 @@ def test_token_is_taken_from_the_environment(monkeypatch):
         (("--web-bundle", "a"), "--web-bundle is for the web page"),
         (("--web-name", "a"), "--web-name is for the web page"),
         (("--web", "80", "--web-bundle", "a", "--coco", "a.json"), "Use --json"),
+        (("--web", "80", "--web-bundle", "a", "--track"), "would begin tracks and counts anew"),
+        (("--web", "80", "--web-bundle", "a", "--line", "0,0,9,9"), "Leave it out, or --track"),
+        (("--web", "80", "--web-bundle", "a", "--zone", "0,0,9,0,9,9"), "Leave it out"),
+        (("--web", "80", "--web-name", "https://camera.example"), "is no host's name"),
+        (("--web", "80", "--web-name", "camera.example:80"), "is no host's name"),
+        (("--web", "80", "--web-name", ""), "is no host's name"),
     ],
 )
 def test_options_that_cannot_be_are_refused(words, message, tmp_path, monkeypatch):
@@ -348,6 +377,23 @@ def test_missing_packages_are_named(monkeypatch):
         SinkError, match=r"--web needs starlette and uvicorn.*kestrel-vision\[web\]"
     ):
         check_targets(options("--web", "80"))
+
+
+def test_names_and_numbers_are_taken_as_a_host_header_writes_them():
+    for name, host in (("Camera.Example", "camera.example:80"), ("[2001:db8::1]", "[2001:db8::1]")):
+        assert access_of(options("--web", "80", "--web-name", name)).place.is_host(host)
+    assert parse_web_address("0:80") == ("0.0.0.0", 80)
+    assert parse_web_address("127.1:80") == ("127.0.0.1", 80)
+    assert parse_web_address("[::1]:80") == ("::1", 80)
+
+
+def test_port_is_taken_before_the_run_begins():
+    first = WebServer(access_of(options("--web", "0")))
+    try:
+        with pytest.raises(SinkError, match="cannot be served: Address already in use"):
+            WebServer(first.access)
+    finally:
+        first.close()
 
 
 def test_taken_port_is_told(run, bundle):

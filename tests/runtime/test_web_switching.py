@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,19 +13,23 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from sink_servers import wait_for
+from sink_servers import PATIENCE_S, wait_for
 from test_web_pictures import decode, is_annotated
 from tiny_bundle import CLASSES, InputGeometry, write_tiny_bundle
 from tiny_video_bundle import write_tiny_video_bundle
 from web_run import Camera, WebRun
 
+from runtime import threads_left
 from runtime.contract.bundle import hash_file
+from runtime.contract.errors import SessionError
 from runtime.contract.files import write_text
 from runtime.contract.manifest import MANIFEST_NAME, Graph, Manifest
 from runtime.contract.outputs import OUTPUTS
-from runtime.web import switching
+from runtime.web import run_face, switching
 from runtime.web.limits import Limits
-from runtime.web.switching import BusyError, Loaded, Switch
+from runtime.web.switching import BusyError, Loaded, Switch, load_beside
+
+ROOT = Path(__file__).resolve().parents[2]
 
 GEOMETRY = InputGeometry(96, 128)
 
@@ -251,10 +257,38 @@ def test_exchange_without_a_frame_waits_for_the_next_one():
     switch = Switch(old, 1, lambda path: new)
     assert switch.exchange("new", 0.01) is False
     assert switch.running is old
-    with pytest.raises(BusyError, match="new is being loaded"):
-        switch.exchange("new", 0.01)
+    assert switch.next_path == "new"
     switch.flush()
     assert switch.running is new
+    assert switch.next_path is None
+    switch.close()
+
+
+def test_bundle_that_waits_for_its_frame_gives_way_to_a_newer_wish():
+    (old, of_old), (new, of_new), (newer, of_newer) = map(loaded, ("old", "new", "newer"))
+    beside = {"new": new, "newer": newer}
+    switch = Switch(old, 1, beside.pop)
+    refused = []
+
+    def ask_for_new():
+        with pytest.raises(BusyError, match="another bundle was asked for since"):
+            switch.exchange("new", 60)
+        refused.append("new")
+
+    asking = threading.Thread(target=ask_for_new)
+    asking.start()
+    wait_for(lambda: switch._next is new)
+    assert switch.exchange("newer", 0.01) is False
+    asking.join()
+    assert refused == ["new"]
+    assert of_new.is_closed
+    assert switch.next_path == "newer"
+    switch.stay()
+    assert of_newer.is_closed
+    assert switch.next_path is None
+    switch.flush()
+    assert switch.running is old
+    assert not of_old.is_closed
     switch.close()
 
 
@@ -280,6 +314,132 @@ def test_bundle_that_comes_when_the_run_is_over_is_freed():
     with pytest.raises(BusyError, match="the run is over"):
         switch.exchange("new", 0.01)
     assert of_new.is_closed
+
+
+def test_end_of_the_run_waits_for_the_bundle_that_is_being_loaded():
+    (old, _), (new, of_new) = loaded("old"), loaded("new")
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def load(path):
+        begun.set()
+        assert goes_on.wait(60)
+        return new
+
+    switch = Switch(old, 1, load)
+    told = []
+
+    def ask():
+        with pytest.raises(BusyError, match="the run is over"):
+            switch.exchange("new", 60)
+        told.append("over")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert begun.wait(60)
+    closing = threading.Thread(target=switch.close)
+    closing.start()
+    wait_for(lambda: switch._is_closed)
+    assert closing.is_alive()
+    goes_on.set()
+    closing.join()
+    assert not asking.is_alive()
+    assert told == ["over"]
+    assert of_new.is_closed
+
+
+def test_bundle_that_takes_too_long_is_left_and_the_old_one_freed(monkeypatch):
+    (old, of_old), (new, _) = loaded("old"), loaded("new")
+    begun, goes_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(switching, "END_S", 0.01)
+    monkeypatch.setattr(threads_left, "_left", [])
+
+    def load(path):
+        begun.set()
+        assert goes_on.wait(60)
+        return new
+
+    switch = Switch(old, 1, load)
+    asking = threading.Thread(target=lambda: refuse_quietly(switch))
+    asking.start()
+    assert begun.wait(60)
+    switch.close()
+    assert of_old.is_closed
+    assert threads_left._left == [asking]
+    goes_on.set()
+    asking.join()
+    assert threads_left.end_process(3) == 3  # nothing runs any longer
+
+
+def refuse_quietly(switch):
+    with contextlib.suppress(BusyError):
+        switch.exchange("new", 60)
+
+
+def test_process_with_a_thread_that_was_left_ends_with_its_status_and_its_words():
+    code = """
+import atexit, sys, threading
+from runtime.threads_left import end_process, leave
+atexit.register(print, "the interpreter ends")
+thread = threading.Thread(target=threading.Event().wait)
+thread.start()
+leave(thread)
+print("done")
+sys.exit(end_process(2))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "done\n", "")
+
+
+def test_request_that_loads_at_the_end_of_the_run_is_told_so(bundles, monkeypatch, caplog):
+    begun, goes_on = threading.Event(), threading.Event()
+    load = switching.open_networks
+
+    def load_slowly(*args):
+        begun.set()
+        assert goes_on.wait(60)
+        return load(*args)
+
+    answers = []
+    with WebRun(bundles["first"], None, *allow(bundles["other"])) as run:
+        monkeypatch.setattr(switching, "open_networks", load_slowly)
+        path = str(bundles["other"])
+        asking = threading.Thread(
+            target=lambda: answers.append(run.put("/api/bundle", {"path": path}))
+        )
+        asking.start()
+        assert begun.wait(60)
+        run.end()
+        run.server.close()
+        asking.join()
+        goes_on.set()
+    assert answers[0].status == 409
+    assert "the run is over" in answers[0].json["error"]
+    assert not [each for each in caplog.records if each.exc_info]
+
+
+def test_switch_that_waits_for_a_frame_is_seen_and_can_be_taken_back(bundles, monkeypatch):
+    monkeypatch.setattr(run_face, "SWITCH_WAIT_S", 0.01)
+    with WebRun(bundles["first"], None, *allow(bundles["other"])) as run:
+        wait_for(lambda: run.results.rows)
+        run.sources[0].gate.clear()
+        drained = run.page.switch.flush
+        monkeypatch.setattr(run.page.switch, "flush", lambda: None)
+        other, first = str(bundles["other"]), str(bundles["first"])
+        assert run.put("/api/bundle", {"path": other}).json["is_running"] is False
+        assert run.get("/api/state").json["switching"] == {"path": other}
+        assert run.put("/api/bundle", {"path": first}).json["is_running"] is True
+        assert run.get("/api/state").json["switching"] is None
+        monkeypatch.setattr(run.page.switch, "flush", drained)
+
+
+def test_bundle_that_takes_crops_is_refused(bundles, monkeypatch):
+    crops = SimpleNamespace(manifest=SimpleNamespace(task="pose_crop"))
+    monkeypatch.setattr("runtime.contract.bundle.Bundle.open", lambda *args, **options: crops)
+    args = SimpleNamespace(allow_unverified=False)
+    with pytest.raises(SessionError, match="is of task pose_crop.*Give it as --pose"):
+        load_beside(args, "crops", 1)
 
 
 def test_what_is_not_drawn_is_forgotten():

@@ -19,7 +19,7 @@ from runtime.pipeline.stages import Pipeline
 from runtime.pipeline.stopping import StopSignal
 from runtime.video_options import parse
 from runtime.video_parts import open_networks
-from runtime.web.opening import open_web
+from runtime.web.opening import open_web, take_port
 
 SIZE_WH = (256, 192)
 BOXES = {0: (20, 20, 80, 80), 2: (150, 100, 230, 160)}  # scores 0.9 and 0.6
@@ -103,7 +103,8 @@ class WebRun:
         self._stack = contextlib.ExitStack()
         engines = self._stack.enter_context(contextlib.ExitStack())
         networks = open_networks(self.args, len(self.sources), engines)
-        self.page = open_web(self.args, self.sources, networks, engines, self._stack)
+        server = take_port(self.args, self._stack)
+        self.page = open_web(self.args, server, self.sources, networks, engines, self._stack)
         self.pipeline = Pipeline(
             self.sources,
             self.page.switch.infers,

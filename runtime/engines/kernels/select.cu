@@ -209,9 +209,11 @@ __device__ void read_scratch(Best& best, const volatile Key* rows, int num_rows,
     }
 }
 
-// The slot that counts the blocks of an image; -1 once the table is full of others.
+// The slot that counts the blocks of an image; -1 once the table is full of others. Scratch of
+// several contexts lies at one offset of large allocations: only the upper bits of the product mix
+// the address's upper bits in.
 __device__ int find_ticket(Key owner) {
-    unsigned at = static_cast<unsigned>((owner >> 6) * 2654435761u) % TICKETS;
+    unsigned at = static_cast<unsigned>(((owner >> 6) * 0x9E3779B97F4A7C15ULL) >> 32) % TICKETS;
     for (int tries = 0; tries < TICKETS; ++tries) {
         const Key found = atomicCAS(&ticket_owner[at], 0ULL, owner);
         if (found == 0 || found == owner) return static_cast<int>(at);
@@ -264,6 +266,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) kestrel_select(
             if (slot < 0) {
                 verdict = blockIdx.x == 0 ? -1 : 0;
             } else {
+                __threadfence();  // what the block wrote, seen behind the barrier, before its count
                 verdict = atomicAdd(&ticket_count[slot], 1u) == num_blocks - 1u;
                 if (verdict == 1) ticket_count[slot] = 0;
             }

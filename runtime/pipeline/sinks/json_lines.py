@@ -25,19 +25,25 @@ class JsonLinesSink(Sink):
 
     Args:
         path: the file, or "-" for standard output.
+        is_appending: keep what the file holds and write behind it. Where a killed run left a line
+            without its end, the first line written begins with a newline, so that it is no part
+            of the broken one.
 
     Raises:
         SinkError: the file cannot be opened.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, is_appending: bool = False) -> None:
         self.target = "standard output" if str(path) == STDOUT else str(path)
-        self._length = 0  # of the whole lines, in bytes
+        self._before = b""  # the first line
         self._is_file = str(path) != STDOUT
         try:
             if self._is_file:
                 make_folder(Path(path))
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+                if is_appending and _lacks_newline(Path(path)):
+                    self._before = b"\n"
+                flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
+                flags |= os.O_APPEND if is_appending else os.O_TRUNC
                 self._descriptor = os.open(path, flags, 0o666)
             elif sys.stdout is None:  # closed by who started this process
                 raise SinkError(
@@ -56,18 +62,18 @@ class JsonLinesSink(Sink):
         self._sync = DiskSync(self._descriptor, self.target) if is_on_disk else None
 
     def write(self, result: FrameResult) -> None:
-        line = to_json_bytes(to_record(result)) + b"\n"
+        line = self._before + to_json_bytes(to_record(result)) + b"\n"
+        rest = memoryview(line)
         try:
-            rest = memoryview(line)
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
         except OSError as error:
-            self._take_back()
+            self._take_back(len(line) - len(rest))
             raise SinkError(
                 f"output {self.target} cannot be written: {one_line(error)}. "
                 f"The lines before frame {result.frame.index} are whole; make room and run again."
             ) from None
-        self._length += len(line)
+        self._before = b""
         if self._sync is not None:
             self._sync.note()
 
@@ -83,9 +89,19 @@ class JsonLinesSink(Sink):
             if self._sync is not None:
                 self._sync.close()
 
-    def _take_back(self) -> None:
+    def _take_back(self, num_bytes: int) -> None:
         if self._is_file:
             try:
-                os.ftruncate(self._descriptor, self._length)
+                length = os.fstat(self._descriptor).st_size
+                os.ftruncate(self._descriptor, length - num_bytes)
             except OSError:  # a device such as /dev/full
                 return
+
+
+def _lacks_newline(path: Path) -> bool:
+    """Whether the last line of a file that is there is not ended."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

@@ -12,6 +12,8 @@ import { Thresholds } from "./thresholds.js";
 const STREAM_RETRY_MS = 2000;
 const SWITCH_PATIENCE_MS = 600_000; // an engine may have to be built
 
+const PAUSED = "Paused: the run goes on.";
+
 const page = {
   shown: null, // the source in the picture
   sources: [],
@@ -19,6 +21,7 @@ const page = {
   isSwitching: false,
   version: null, // of the thresholds
   isUp: false,
+  isRunning: true, // the source in the picture
   isPaused: false,
   retry: 0,
 };
@@ -54,7 +57,12 @@ function noteOn(text) {
 
 function onPicture() {
   noteOn("");
-  byId("screen").classList.remove("is-old");
+  markOld();
+}
+
+/** A picture is old where none follows it: its source stands still. */
+function markOld() {
+  byId("screen").classList.toggle("is-old", !page.isUp || !page.isRunning);
 }
 
 function startPicture() {
@@ -76,7 +84,7 @@ function showSource(name) {
   page.shown = name;
   byId("source").value = name;
   byId("picture").setAttribute("aria-label", `Annotated live picture of ${name}`);
-  stopPicture("Waiting for the first picture.");
+  stopPicture(page.isPaused ? PAUSED : "Waiting for the first picture.");
   startPicture();
 }
 
@@ -118,6 +126,9 @@ function followThresholds(version) {
 
 function showCaption(source) {
   if (source === undefined) return;
+  const wasRunning = page.isRunning;
+  page.isRunning = source.state === "running";
+  if (page.isRunning !== wasRunning) markOld();
   const age = duration(source.age_ms);
   const parts = [`${measure(source.fps)} frames/s`, `${count(source.num_objects)} objects`];
   if (age.unit) parts.push(`${age.text} ${age.unit} old`);
@@ -189,6 +200,10 @@ function onTokenNeeded() {
 
 const connection = new Connection({ onUp, onState, onDown, onTokenNeeded });
 
+async function connect() {
+  if (!document.hidden) await connection.open();
+}
+
 async function logIn(token) {
   try {
     await ask("/api/login", { method: "POST", body: { token } });
@@ -199,7 +214,7 @@ async function logIn(token) {
   }
   byId("token").value = "";
   say(byId("login-error"), "");
-  await connection.open();
+  await connect();
 }
 
 // --- what people do
@@ -237,16 +252,20 @@ byId("scope").addEventListener("change", () => loadThresholds().catch(tell));
 byId("pause").addEventListener("click", () => {
   page.isPaused = !page.isPaused;
   byId("pause").setAttribute("aria-pressed", String(page.isPaused));
-  if (page.isPaused) stopPicture("Paused: the run goes on.");
+  if (page.isPaused) stopPicture(PAUSED);
   else startPicture();
 });
 
 byId("snapshot").addEventListener("click", () => takeSnapshot().catch(tell));
 
-// A page that nobody sees takes no pictures.
+// A page that nobody sees takes no pictures, and hears nothing.
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) startPicture();
-  else if (!page.isPaused) stopPicture("");
+  if (!document.hidden) {
+    connect();
+    return;
+  }
+  connection.close();
+  if (!page.isPaused) stopPicture("");
 });
 
 const linked = /^#token=(.+)$/.exec(location.hash);
@@ -254,5 +273,5 @@ if (linked) {
   history.replaceState(null, "", location.pathname);
   logIn(decodeURIComponent(linked[1]));
 } else {
-  connection.open();
+  connect();
 }

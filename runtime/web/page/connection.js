@@ -1,4 +1,4 @@
-// The state once a second, for as long as the page is open; lost connections are made again.
+// The state once a second, for as long as the page is seen; lost connections are made again.
 
 import { ask, RequestError, send } from "./requests.js";
 
@@ -47,7 +47,9 @@ export class Connection {
     let lost;
     try {
       const state = await ask("/api/state");
+      if (abort !== this.#abort) return; // closed meanwhile
       await this.#on.onUp(state);
+      if (abort !== this.#abort) return;
       this.#on.onState(state);
       await this.#listen(abort);
       lost = new RequestError("the server has ended the connection");
@@ -62,6 +64,13 @@ export class Connection {
     }
     this.#on.onDown(lost.name === "AbortError" ? "the server is silent" : lost.message);
     this.#timer = setTimeout(() => this.open(), RETRY_MS);
+  }
+
+  /** Lets go until `open`: a browser has few connections to a host for all its pages together. */
+  close() {
+    this.#abort.abort();
+    this.#abort = new AbortController();
+    clearTimeout(this.#timer);
   }
 
   async #listen(abort) {

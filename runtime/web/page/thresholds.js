@@ -8,6 +8,12 @@ const FEW_CLASSES = 6; // are shown at once; more are folded
 const MANY_CLASSES = 12; // get a field to find one
 const OFF = 1; // no score exceeds it
 
+/** What holds of a class; a class may be called like what every object inherits. */
+const held = (score, name) =>
+  Object.hasOwn(score.per_class, name) ? score.per_class[name] : score.default;
+
+const only = (name, value) => Object.fromEntries([[name, value]]);
+
 const written = (value) => (value >= OFF ? "off" : value.toFixed(2));
 
 /** One line: name, slider, the confirmed number, and a button that lets go of an own number. */
@@ -60,7 +66,7 @@ export class Thresholds {
   #told = null; // as the server answered
   #confirmed = null; // {score, iou} of the shown source in it
   #wanted = null; // {score, perClass: Map, iou}
-  #number = 0; // of the newest wish
+  #wishes = []; // what people changed and is not sent yet: bodies of requests, each for its target
   #isSending = false;
   #sentAt = 0;
   #sliders = new Map(); // class -> Slider
@@ -95,7 +101,7 @@ export class Thresholds {
       JSON.stringify([classes, takes_score, takes_iou]);
     const isNew = this.#told === null || shape(told) !== shape(this.#told);
     this.#hold(told);
-    this.#number = 0;
+    this.#wishes = [];
     const { score, iou } = this.#confirmed;
     this.#wanted = { score: score.default, perClass: new Map(Object.entries(score.per_class)), iou };
     if (isNew) this.#build(told);
@@ -112,10 +118,10 @@ export class Thresholds {
   #build({ classes, takes_score: takesScore, takes_iou: takesIou }) {
     const { main, perClass, findRow, find, none } = this.#parts;
     this.#score = !takesScore ? null : new Slider("All classes", {
-      id: "score", onInput: (value) => this.#want(() => (this.#wanted.score = value)),
+      id: "score", onInput: (value) => this.#want({ score: { default: value } }),
     });
     this.#iou = !takesIou ? null : new Slider("NMS IoU", {
-      id: "iou", canBeOff: false, onInput: (value) => this.#want(() => (this.#wanted.iou = value)),
+      id: "iou", canBeOff: false, onInput: (value) => this.#want({ iou: value }),
     });
     const sliders = [this.#score, this.#iou].filter((each) => each !== null);
     main.replaceChildren(...sliders.map((each) => each.row));
@@ -125,8 +131,8 @@ export class Thresholds {
     const named = takesScore ? classes : [];
     this.#sliders = new Map(named.map((name, index) => [name, new Slider(name, {
       id: `score-${index}`,
-      onInput: (value) => this.#want(() => this.#wanted.perClass.set(name, value)),
-      onClear: () => this.#want(() => this.#wanted.perClass.delete(name)),
+      onInput: (value) => this.#want({ score: { classes: only(name, value) } }),
+      onClear: () => this.#want({ score: { classes: only(name, null) } }),
     })]));
     this.#parts.classes.replaceChildren(...[...this.#sliders.values()].map((each) => each.row));
     perClass.open = classes.length <= FEW_CLASSES;
@@ -134,9 +140,25 @@ export class Thresholds {
     find.value = "";
   }
 
-  #want(change) {
-    change();
-    this.#number += 1;
+  /** Notes a change for the target of now; only what was touched is sent, so others' stay. */
+  #want({ score, iou }) {
+    const { default: all, per_class: perClass, classes } = score ?? {};
+    if (all !== undefined) this.#wanted.score = all;
+    if (iou !== undefined) this.#wanted.iou = iou;
+    if (perClass) this.#wanted.perClass.clear();
+    for (const [name, value] of Object.entries(classes ?? {})) {
+      if (value === null) this.#wanted.perClass.delete(name);
+      else this.#wanted.perClass.set(name, value);
+    }
+    const last = this.#wishes.at(-1);
+    if (last === undefined || last.source !== this.#target || perClass) {
+      this.#wishes.push({ source: this.#target, score, iou }); // undefined is not sent
+    } else {
+      last.iou = iou ?? last.iou;
+      const before = last.score?.classes;
+      const both = before || classes ? { classes: { ...before, ...classes } } : {};
+      if (score) last.score = { ...last.score, ...score, ...both };
+    }
     this.#showWanted();
     this.#send();
   }
@@ -144,7 +166,9 @@ export class Thresholds {
   #reset() {
     if (this.#told === null) return;
     const { score, iou } = this.#told.defaults;
-    this.#want(() => (this.#wanted = { score, perClass: new Map(), iou }));
+    this.#want({
+      ...(this.#score && { score: { default: score, per_class: {} } }), ...(this.#iou && { iou }),
+    });
   }
 
   /** One request at a time, at most ten a second; the last wish is always sent. */
@@ -152,13 +176,12 @@ export class Thresholds {
     if (this.#isSending) return;
     this.#isSending = true;
     try {
-      while (this.#number > 0) {
+      while (this.#wishes.length > 0) {
         const rest = this.#sentAt + PAUSE_MS - performance.now();
         if (rest > 0) await new Promise((resolve) => setTimeout(resolve, rest));
         this.#sentAt = performance.now();
-        const number = this.#number;
-        const told = await ask("/api/thresholds", { method: "PUT", body: this.#body() });
-        if (number === this.#number) this.#take(told);
+        const told = await ask("/api/thresholds", { method: "PUT", body: this.#wishes.shift() });
+        if (this.#wishes.length === 0) this.#take(told);
         else {
           this.#hold(told);
           this.#showConfirmed();
@@ -172,23 +195,12 @@ export class Thresholds {
     }
   }
 
-  #body() {
-    const { score, perClass, iou } = this.#wanted;
-    const scores = { default: score, per_class: Object.fromEntries(perClass) };
-    return {
-      ...(this.#score === null ? {} : { score: scores }),
-      ...(this.#iou === null ? {} : { iou }),
-      source: this.#target,
-    };
-  }
-
   #showConfirmed() {
     const { score, iou } = this.#confirmed;
     this.#score?.confirm(score.default);
     this.#iou?.confirm(iou);
     for (const [name, slider] of this.#sliders) {
-      const own = score.per_class[name];
-      slider.confirm(own ?? score.default, own !== undefined);
+      slider.confirm(held(score, name), Object.hasOwn(score.per_class, name));
     }
     const numOwn = Object.keys(score.per_class).length;
     say(this.#parts.numOwn, numOwn === 0 ? "" : ` (${numOwn} of its own)`);
@@ -196,15 +208,15 @@ export class Thresholds {
 
   #showWanted() {
     const { score, perClass, iou } = this.#wanted;
-    const held = this.#confirmed.score;
+    const confirmed = this.#confirmed.score;
     this.#score?.place(score);
-    this.#score?.wait(score !== held.default);
+    this.#score?.wait(score !== confirmed.default);
     this.#iou?.place(iou);
     this.#iou?.wait(iou !== this.#confirmed.iou);
     for (const [name, slider] of this.#sliders) {
       const value = perClass.get(name) ?? score;
       slider.place(value);
-      slider.wait(value !== (held.per_class[name] ?? held.default));
+      slider.wait(value !== held(confirmed, name));
     }
   }
 
