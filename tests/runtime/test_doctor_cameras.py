@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from planted import Planted, codes, only
+from planted import Planted, codes, give_to_video, only
 
 from runtime.doctoring import cameras, v4l2
 from runtime.doctoring.machine import User
@@ -31,6 +31,7 @@ def test_machine_without_cameras_is_fine(planted: Planted):
 
 def test_camera_that_the_user_may_not_open_is_found(planted: Planted):
     node = plant_camera(planted)
+    give_to_video(node)
     found = only(list(cameras.check_cameras(Survey(planted.machine()))))
     assert (found.code, found.level) == ("camera-permission", "error")
     assert "/dev/video0 (HD Webcam C525)" in found.found
@@ -43,8 +44,18 @@ def test_camera_that_a_container_does_not_get_is_found(planted: Planted):
     plant_camera(planted).unlink()
     planted.file("/.dockerenv")
     found = only(list(cameras.check_cameras(Survey(planted.machine()))))
-    assert found.code == "camera-not-here"
-    assert found.cure == "start the container with --device /dev/video0"
+    assert (found.code, found.level) == ("camera-not-here", "note")
+    assert found.cure.endswith("start the container with --device /dev/video0")
+    (planted.root / ".dockerenv").unlink()
+    assert only(list(cameras.check_cameras(Survey(planted.machine())))).level == "error"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root makes a node of root's")
+def test_nobody_is_told_to_join_roots_group(planted: Planted):
+    plant_camera(planted)
+    found = only(list(cameras.check_cameras(Survey(planted.machine()))))
+    assert "usermod -aG root" not in found.cure
+    assert 'KERNEL=="video*", GROUP="video"' in found.cure
 
 
 def test_camera_that_another_program_holds_is_found_with_its_name(planted: Planted):

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from planted import Planted, codes, only
+from planted import Planted, codes, give_to_video, only
 from test_doctor_packages import ORT, plant_tensorrt
 
 from runtime.doctoring import jetson, nvidia, onnx_runtime, power, tensorrt_flavours
@@ -113,11 +113,17 @@ def test_module_and_library_of_different_versions_are_found(planted: Planted):
 
 
 def test_gpu_that_the_user_may_not_open_is_found(planted: Planted):
-    planted.file("/dev/nvidia0").chmod(0o660)
+    node = planted.file("/dev/nvidia0")
+    give_to_video(node)
+    node.chmod(0o660)
     planted.file("/dev/nvidiactl").chmod(0o666)
     found = only(list(nvidia.check_driver_files(Survey(planted.machine()))))
     assert found.found == "this user may not open /dev/nvidia0"
-    assert "usermod -aG video" in found.cure
+    assert found.cure == f"sudo usermod -aG {node.group()} $USER, and log in again"
+    node.chmod(0o600)  # the group has no right, so joining it opens nothing
+    found = only(list(nvidia.check_driver_files(Survey(planted.machine()))))
+    assert "usermod" not in found.cure
+    assert "NVreg_DeviceFileMode" in found.cure
 
 
 @needs_compiler

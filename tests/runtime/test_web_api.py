@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
+from types import SimpleNamespace
 
 import jsonschema_rs
 import pytest
@@ -13,10 +16,12 @@ from web_run import Camera, WebRun
 
 from runtime.contract.bundle import VERIFY_NAME, VERIFY_SCHEMA
 from runtime.web import watching
+from runtime.web.metrics import write_metrics
 from runtime.web.openapi import OPERATIONS, describe_api
 from runtime.web.page_files import read_page
 from runtime.web.reading import MOST_BYTES
 from runtime.web.server import make_app
+from runtime.web.watching import Watch
 
 GEOMETRY = InputGeometry(96, 128)
 PROOF = {

@@ -283,6 +283,132 @@ def num_puts(page):
     return sum(each.endswith("/api/thresholds") for each in page.requests)
 
 
+NOTED_PUTS = """
+window.sent = [];
+window.held = Promise.resolve();
+window.fetch = ((before) => async (path, options) => {
+  if (options?.method === "PUT") {
+    sent.push(JSON.parse(options.body));
+    await held;
+  }
+  return before(path, options);
+})(window.fetch);
+"""
+
+
+def test_slider_sends_what_was_changed_and_for_whom(page):
+    page.evaluate(NOTED_PUTS)
+    page.evaluate("{ window.held = new Promise((resolve) => (window.release = resolve)); 0 }")
+    focus(page, "#score")
+    page.press("ArrowRight", 1)
+    page.wait_for("sent.length === 1")
+    page.press("ArrowRight", 1)
+    page.evaluate(
+        """{
+        const scope = document.querySelector("#scope");
+        scope.value = [...scope.options].find((each) => each.value !== "all").value;
+        scope.dispatchEvent(new Event("change"));
+        }"""
+    )
+    focus(page, "#score-1")
+    page.press("ArrowRight", 1)
+    focus(page, "#iou")
+    page.press("ArrowRight", 1)
+    page.evaluate("release()")
+    page.wait_for("sent.length === 3")
+    source = page.evaluate("document.querySelector('#source').value")
+    own = {"classes": {CLASSES[1]: 0.33}}
+    assert page.evaluate("sent") == [
+        {"source": None, "score": {"default": 0.31}},
+        {"source": None, "score": {"default": 0.32}},
+        {"source": source, "score": own, "iou": 0.51},
+    ]
+    page.wait_for("document.querySelector('#score-1 + output').textContent === '0.33'")
+    assert confirmed(page, "score") == "0.32"
+
+
+def test_class_may_be_called_like_what_objects_inherit(page):
+    told = {
+        "classes": ["constructor"],
+        "takes_score": True,
+        "takes_iou": False,
+        "defaults": {"score": 0.3, "iou": None},
+        "sources": [
+            {"source": "film", "score": {"default": 0.3, "per_class": {}}, "iou": None},
+        ],
+    }
+    code = f"""(async () => {{
+      const {{ Thresholds }} = await import("/page/thresholds.js");
+      const names = ["main", "none", "classes", "perClass", "numOwn", "reset", "find", "findRow"];
+      const parts = Object.fromEntries(names.map((name) => [name, document.createElement("p")]));
+      const before = window.fetch;
+      window.fetch = async () => new Response({json.dumps(json.dumps(told))});
+      try {{
+        await new Thresholds(parts, () => {{}}).load("film", true);
+      }} finally {{
+        window.fetch = before;
+      }}
+      const row = parts.classes.firstChild;
+      return [row.querySelector("output").textContent, row.className];
+    }})()"""
+    assert page.evaluate(code) == ["0.30", "slider"]
+
+
+def set_hidden(page, is_hidden):
+    told = f"{{ value: {json.dumps(is_hidden)}, configurable: true }}"
+    page.evaluate(
+        f"""{{
+        Object.defineProperty(document, "hidden", {told});
+        document.dispatchEvent(new Event("visibilitychange"));
+        }}"""
+    )
+
+
+def test_page_that_nobody_sees_holds_no_connection(page):
+    page.evaluate(
+        """{
+        window.signals = [];
+        window.fetch = ((before) => (path, options) => {
+          if (/events|stream/.test(path)) signals.push(options.signal);
+          return before(path, options);
+        })(window.fetch);
+        }"""
+    )
+    set_hidden(page, True)
+    set_hidden(page, False)
+    page.wait_for("signals.length === 2")
+    page.wait_for(IS_READY)
+    assert page.evaluate("signals.some((each) => each.aborted)") is False
+    set_hidden(page, True)
+    assert page.evaluate("signals.every((each) => each.aborted)") is True
+    set_hidden(page, False)
+    page.wait_for("signals.length === 4")
+    page.wait_for(IS_READY)
+
+
+def test_picture_of_a_source_that_stands_still_is_marked_old(page):
+    page.wait_for("!document.querySelector('#screen').classList.contains('is-old')")
+    page.evaluate(
+        """{
+        window.fetch = ((before) => async (path, options) => {
+          if (path !== "/api/events") return before(path, options);
+          const state = await (await before("/api/state")).json();
+          for (const each of state.sources) each.state = "stalled";
+          const event = new TextEncoder().encode(`data: ${JSON.stringify(state)}\n\n`);
+          return new Response(new ReadableStream({ start: (out) => out.enqueue(event) }));
+        })(window.fetch);
+        }"""
+    )
+    set_hidden(page, True)
+    set_hidden(page, False)
+    page.wait_for("document.querySelector('#screen').classList.contains('is-old')")
+    still = pixels(page)
+    end = time.monotonic() + WAIT_S
+    while np.array_equal(pixels(page), still):  # the last pictures come
+        assert time.monotonic() < end
+    assert page.evaluate("document.querySelector('#screen').classList.contains('is-old')")
+
+
 def test_second_page_follows_the_first_one(page, run, browser):
     with opened(browser, run.url) as other:
         other.wait_for(IS_READY)
