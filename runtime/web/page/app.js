@@ -127,7 +127,7 @@ function followThresholds(version) {
 function showCaption(source) {
   if (source === undefined) return;
   const wasRunning = page.isRunning;
-  page.isRunning = source.state === "running";
+  page.isRunning = ["opening", "running"].includes(source.state); // the first picture is new
   if (page.isRunning !== wasRunning) markOld();
   const age = duration(source.age_ms);
   const parts = [`${measure(source.fps)} frames/s`, `${count(source.num_objects)} objects`];
