@@ -13,6 +13,7 @@ from pathlib import Path
 
 import onnx
 
+from export.graph.operators import detach_functions
 from export.placing import replacing_folder
 from export.precision.int8.calibration import (
     CALIBRATION_NAME,
@@ -151,7 +152,7 @@ def float_graphs(bundle: Bundle) -> dict[str, onnx.ModelProto]:
                 f"{', '.join(bundle.manifest.precisions)}. Export it with --precision fp32 int8."
             )
         base = onnx.load(bundle.file(name, "fp32", "plugin"))
-        del base.functions[:]
+        detach_functions(base)
         del base.metadata_props[:]
         bases[name] = base
     return bases

@@ -361,6 +361,14 @@ def _name_plugins(model: onnx.ModelProto) -> None:
             node.attribute.append(onnx.helper.make_attribute(PLUGIN_NAMESPACE, select.DOMAIN))
 
 
+def detach_functions(model: onnx.ModelProto) -> None:
+    """Take out what `attach_functions` added for plugins: the graph is as the trace gave it."""
+    del model.functions[:]
+    for node in walk(model.graph.node):
+        for entry in [each for each in node.attribute if each.name == PLUGIN_NAMESPACE]:
+            node.attribute.remove(entry)
+
+
 def _type_outputs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     """Write the types of what the nodes give; B is the first size of the graph's first input."""
     first = graph.input[0].type.tensor_type.shape.dim[0]

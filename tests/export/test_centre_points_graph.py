@@ -23,6 +23,7 @@ from training.layers.suppression import keep_rows
 JOINT_PX = 0.1
 BOX_PX = 0.01
 SIZE_HW = (72, 104)  # sides at stride 8 and coarser are odd
+MIDDLES = {"heatmap": -1.0, "joint_heatmap": -1.0, "size": 6.0}  # of maps, where it matters
 CASES = [("centernet", "small"), ("centernet", "hourglass"), ("centernet_pose", "small")]
 
 
@@ -34,11 +35,11 @@ def model(request):
         stacks = network(network.prepare(frames_of(2, SIZE_HW, seed=3))).stacks
         for head, maps in zip(network.heads, stacks, strict=True):
             for map_name, convolution in head.predict.items():
-                convolution.weight *= 1.5 / maps[map_name].std()
-        for head in network.heads:
-            for map_name, bias in {"heatmap": -1.0, "joint_heatmap": -1.0, "size": 6.0}.items():
-                if map_name in head.predict:
-                    head.predict[map_name].bias.fill_(bias)
+                factor = 1.5 / maps[map_name].std()
+                convolution.weight *= factor
+                middle = maps[map_name].mean((0, 2, 3)) - convolution.bias
+                if map_name in MIDDLES:
+                    convolution.bias.copy_(MIDDLES[map_name] - factor * middle)
     return network
 
 
