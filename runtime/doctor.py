@@ -15,12 +15,14 @@ Examples:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 if sys.version_info < (3, 10):  # noqa: UP036  # said before the rest, which it cannot read
@@ -59,8 +61,8 @@ def main(argv: list[str] | None = None) -> int:
             raise BundleError(f"{path} does not exist; expected a bundle's folder. Check the path.")
     if isinstance(sys.stdout, io.TextIOWrapper):  # paths and names may hold any character
         sys.stdout.reconfigure(errors="backslashreplace")
-    logging.getLogger("kestrel").setLevel(logging.CRITICAL)  # findings say it
-    findings = examine(Survey(Machine(), args.bundles))
+    with _quiet_log():
+        findings = examine(Survey(Machine(), args.bundles))
     if args.json:
         _print(json.dumps(to_json(findings), indent=2))
     else:
@@ -68,6 +70,18 @@ def main(argv: list[str] | None = None) -> int:
     worst = "warning" if args.strict else "error"
     has_failed = LEVELS.index(worst_level(findings)) >= LEVELS.index(worst)
     return EXIT_VERDICT_FAIL if has_failed else EXIT_DONE
+
+
+@contextlib.contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Warnings are findings already."""
+    log = logging.getLogger("kestrel")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _print(text: str) -> None:

@@ -45,7 +45,7 @@ def test_maps_have_stride_4_at_any_size(variant, size_hw):
     height, width = raw.stacks[0]["heatmap"].shape[2:]
     assert abs(height - size_hw[0] / STRIDE) < 1
     assert abs(width - size_hw[1] / STRIDE) < 1
-    assert len(raw.stacks) == (2 if variant == "hourglass" else 1)
+    assert len(raw.stacks) == dict(model.spec.backbone_args).get("num_stacks", 1)
     for maps in raw.stacks:
         assert {name: m.shape[1] for name, m in maps.items()} == model.map_widths()
         assert all(m.shape[2:] == (height, width) for m in maps.values())
