@@ -104,7 +104,13 @@ def test_every_route_is_in_the_description_or_a_file_of_the_page(run):
 
 
 def test_state_tells_what_the_pipeline_counts(run):
-    state = run.get("/api/state").json
+    until = time.monotonic() + 60
+    while True:  # both have to deliver first
+        state = run.get("/api/state").json
+        are_delivering = [source["num_delivered"] > 0 for source in state["sources"]]
+        if all(are_delivering) or time.monotonic() > until:
+            break
+        time.sleep(0.05)
     assert [source["name"] for source in state["sources"]] == ["left", "right"]
     assert [stage["name"] for stage in state["stages"]] == list(run.page.times.stages)
     for source in state["sources"]:
