@@ -141,8 +141,8 @@ class CenterNetPose(CenterNet):
         is_in = ((places >= 0) & (places < limit)).all(1)
         cells = cells_at(places[is_in], size_hw)
         margins = sizes[rows[is_in]] * REGION_MARGIN + 1
-        centres = boxes[rows[is_in]]
-        regions = torch.cat((centres[:, :2] - margins, centres[:, 2:] + margins), 1)
+        people = boxes[rows[is_in]]
+        regions = torch.cat((people[:, :2] - margins, people[:, 2:] + margins), 1)
         overlap = self.spec.joint_overlap or self.spec.min_overlap
         radii = gaussian_radius(sizes[rows[is_in]], overlap)
         owners, rows_near = self._near(owners, limit)
