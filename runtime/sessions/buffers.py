@@ -7,17 +7,16 @@ number 0; CUDA_VISIBLE_DEVICES chooses another.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import logging
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.contract.errors import SessionError
+from runtime.cuda_modules import import_cuda
 from runtime.engines.fingerprint import Device
 
 log = logging.getLogger("kestrel.runtime")
@@ -43,7 +42,7 @@ class Cuda:
         Raises:
             SessionError: it is not installed, or cannot be imported.
         """
-        return cls(_import_cudart())
+        return cls(import_cuda(_MODULES, "TensorRT sessions"))
 
     def device(self) -> Device:
         """Name and compute capability of the GPU; SessionError where there is none."""
@@ -230,20 +229,3 @@ class PinnedBuffer:
             self._cuda.free_pinned(self.address)
             self.address = 0
             self.array = np.empty(0, self.array.dtype)
-
-
-def _import_cudart() -> ModuleType:
-    for name in _MODULES:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-        except (ImportError, OSError, RuntimeError) as error:
-            raise SessionError(
-                f"{name} is installed but cannot be imported ({error}). "
-                "Install the cuda-python that fits the driver."
-            ) from None
-    raise SessionError(
-        "cuda-python is not installed; TensorRT sessions need it: pip install 'cuda-python>=12.6', "
-        "12.x for CUDA 12 (JetPack 6), 13.x for CUDA 13."
-    )

@@ -8,13 +8,12 @@ a driver that runs the kernel's source on the CPU.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import logging
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from runtime.contract.errors import EngineError, SessionError
+from runtime.cuda_modules import import_cuda
 from runtime.engines.kernels.shipped import (
     Kernel,
     Version,
@@ -45,7 +44,7 @@ class Driver:
         Raises:
             SessionError: it is not installed, cannot be imported, or there is no driver.
         """
-        loaded = cls(_import_driver())
+        loaded = cls(import_cuda(_MODULES, "kernels"))
         loaded.start()
         return loaded
 
@@ -195,20 +194,3 @@ def _loaded(driver: Driver, kernel: Kernel, module: Any, target: int) -> LoadedK
     except SessionError:
         driver.unload_module(module)
         raise
-
-
-def _import_driver() -> ModuleType:
-    for name in _MODULES:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-        except (ImportError, OSError, RuntimeError) as error:
-            raise SessionError(
-                f"{name} is installed but cannot be imported ({error}). "
-                "Install the cuda-python that fits the driver."
-            ) from None
-    raise SessionError(
-        "cuda-python is not installed; kernels need it: pip install 'cuda-python>=12.6', "
-        "12.x for CUDA 12 (JetPack 6), 13.x for CUDA 13."
-    )
